@@ -1,0 +1,41 @@
+"""Inner products at full precision, safe quotients, and tolerances by dtype.
+
+On accelerators a default-precision product may round its inputs to bfloat16 or TF32; curvature
+information does not survive that, so every product here asks for ``Precision.HIGHEST``.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from jaxqn._typing import Array, ArrayTree
+
+HIGHEST = jax.lax.Precision.HIGHEST
+
+
+def dot(a: Array, b: Array) -> Array:
+    """Inner product of two vectors, or product of a matrix with a vector or matrix."""
+    return jnp.dot(a, b, precision=HIGHEST)
+
+
+def safe_divide(numerator: Array, denominator: Array, where: Array) -> Array:
+    """``numerator / denominator`` where ``where`` holds, else 0; never divides by a masked value."""
+    quotient = numerator / jnp.where(where, denominator, jnp.ones_like(denominator))
+    return jnp.where(where, quotient, jnp.zeros_like(quotient))
+
+
+def norm(v: Array) -> Array:
+    """Euclidean norm that neither overflows nor underflows in the squares."""
+    largest = inf_norm(v)
+    scaled = v / jnp.where(largest > 0, largest, jnp.ones_like(largest))
+    return largest * jnp.sqrt(dot(scaled, scaled))
+
+
+def inf_norm(tree: ArrayTree) -> Array:
+    """Largest magnitude of any entry of a pytree; NaN if any entry is NaN."""
+    leaves = [jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(tree)]
+    return leaves[0] if len(leaves) == 1 else jnp.max(jnp.stack(leaves))
+
+
+def eps(dtype: jax.typing.DTypeLike) -> float:
+    """Spacing of the numbers next to 1 in ``dtype``."""
+    return float(jnp.finfo(dtype).eps)

@@ -1,0 +1,71 @@
+"""Is a pair (s, y) usable? The relative curvature test and Powell's damping.
+
+Notation, here and in every kernel: s = x₊ − x (step), y = g₊ − g (gradient change), H ≈ (∇²f)⁻¹,
+B = H⁻¹, w = H y.
+"""
+
+import jax.numpy as jnp
+
+from jaxqn._numerics import dot, eps, safe_divide
+from jaxqn._typing import Array
+
+__all__ = ["has_curvature", "powell_damping"]
+
+
+def has_curvature(ss: Array, sy: Array, yy: Array, *, rtol: float | None = None) -> Array:
+    """Whether sᵀy > rtol ‖s‖ ‖y‖, from the three inner products of a pair.
+
+    The test is relative, so scaling f or x changes no decision; a zero pair and a pair with a
+    non-finite entry fail it.
+
+    Args:
+      ss: sᵀs, shape ``()``.
+      sy: sᵀy, shape ``()``.
+      yy: yᵀy, shape ``()``.
+      rtol: smallest accepted cosine between s and y; default √eps of the dtype.
+
+    Returns:
+      Boolean array of shape ``()``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> bool(has_curvature(jnp.float32(1.0), jnp.float32(-1.0), jnp.float32(4.0)))
+      False
+
+    References:
+      Nocedal & Wright, Numerical Optimization, 2nd ed., 2006, eq. 6.7 and section 6.1.
+    """
+    if rtol is None:
+        rtol = eps(sy.dtype) ** 0.5
+    floor = jnp.sqrt(ss) * jnp.sqrt(yy) * rtol
+    # `floor` is finite only when every entry is, and NaN compares false.
+    return (sy > floor) & jnp.isfinite(floor) & jnp.isfinite(sy)
+
+
+def powell_damping(s: Array, y: Array, Hy: Array, *, theta: float = 0.2) -> Array:
+    """Replace s by a step with enough curvature, Powell's damping in inverse form.
+
+        s' = t s + (1 − t) H y,   t the largest value in [0, 1] with s'ᵀy ≥ theta · yᵀH y.
+
+    Args:
+      s: step, shape ``(n,)``.
+      y: gradient change, shape ``(n,)``.
+      Hy: product of the positive definite H with y, shape ``(n,)``.
+      theta: fraction of yᵀH y to keep, in (0, 1).
+
+    Returns:
+      The damped step, shape ``(n,)``; ``s`` itself, bit for bit, when its curvature suffices.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> s, y = jnp.array([-1.0, 0.0]), jnp.array([1.0, 0.0])
+      >>> powell_damping(s, y, y).tolist()  # sᵀy = −1 becomes 0.2
+      [0.19999998807907104, 0.0]
+
+    References:
+      Nocedal & Wright, 2006, procedure 18.2, by duality (B, s, y) → (H, y, s).
+    """
+    sy, yHy = dot(s, y), dot(y, Hy)
+    short = sy < theta * yHy
+    t = jnp.where(short, safe_divide((1 - theta) * yHy, yHy - sy, short), jnp.ones_like(sy))
+    return jnp.where(short, t * s + (1 - t) * Hy, s)

@@ -1,0 +1,47 @@
+"""What it means for a step length to be acceptable. The searches and the tests share this page.
+
+phi0, dphi0 are value and slope at 0; phi, dphi those at alpha.
+"""
+
+import jax.numpy as jnp
+
+from jaxqn._numerics import eps
+from jaxqn._typing import Array
+
+__all__ = ["approximate_wolfe", "armijo", "rounding_noise", "strong_curvature", "strong_wolfe"]
+
+
+def armijo(phi0: Array, dphi0: Array, alpha: Array, phi: Array, c1: float) -> Array:
+    """Sufficient decrease: phi ≤ phi0 + c1 alpha dphi0 (Nocedal & Wright, eq. 3.4)."""
+    return phi <= phi0 + c1 * alpha * dphi0
+
+
+def strong_curvature(dphi0: Array, dphi: Array, c2: float) -> Array:
+    """|dphi| ≤ c2 |dphi0| (Nocedal & Wright, eq. 3.7b)."""
+    return jnp.abs(dphi) <= c2 * jnp.abs(dphi0)
+
+
+def strong_wolfe(
+    phi0: Array, dphi0: Array, alpha: Array, phi: Array, dphi: Array, c1: float, c2: float
+) -> Array:
+    """Both of the above (Nocedal & Wright, eq. 3.7)."""
+    return armijo(phi0, dphi0, alpha, phi, c1) & strong_curvature(dphi0, dphi, c2)
+
+
+def approximate_wolfe(
+    phi0: Array, dphi0: Array, phi: Array, dphi: Array, c1: float, c2: float
+) -> Array:
+    """The Wolfe conditions read off slopes alone, for where phi is at its rounding noise.
+
+        (2 c1 − 1) dphi0 ≥ dphi ≥ c2 dphi0   and   phi ≤ phi0 + rounding_noise(phi0)
+
+    References:
+      Hager & Zhang, SIAM J. Optim. 16 (2005), eq. 4.1.
+    """
+    slopes = ((2 * c1 - 1) * dphi0 >= dphi) & (dphi >= c2 * dphi0)
+    return slopes & (phi <= phi0 + rounding_noise(phi0))
+
+
+def rounding_noise(phi: Array) -> Array:
+    """Change of a value that rounding alone can make: 10 eps |phi|."""
+    return 10 * eps(phi.dtype) * jnp.abs(phi)

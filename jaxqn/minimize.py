@@ -1,0 +1,272 @@
+"""The front door: ``minimize(fun, x0, args)``."""
+
+import functools
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+
+from jaxqn._checks import (
+    check_hashable,
+    check_hess_inv0,
+    check_x0,
+    is_traced,
+    nonnegative,
+    whole_number,
+    scalar_value,
+    split_aux,
+)
+from jaxqn._typing import Array, ArrayTree, Objective
+from jaxqn.linesearch import LineSearch, wolfe
+from jaxqn.loop import LoopState, Point, run, start
+from jaxqn.quasi_newton import QuasiNewton, inverse_hessian, method_by_name
+from jaxqn.termination import MESSAGES, Status, Tolerances, default_rtol
+
+__all__ = ["MinimizeResult", "minimize"]
+
+DEFAULT_METHOD = "ssbfgs"
+
+
+class MinimizeResult(NamedTuple):
+    """What :func:`minimize` returns. Under ``vmap`` every field has the batch's leading axis.
+
+    Attributes:
+      x: the lowest point seen, like ``x0``.
+      fun: value there, shape ``()``.
+      jac: gradient there, like ``x0``.
+      status: :class:`jaxqn.Status` as int32, shape ``()``.
+      nit: iterations (steps taken), int32.
+      nfev: evaluations of value and gradient, int32.
+      state: everything needed to continue the run: ``minimize(..., state=result.state)``.
+      aux: auxiliary output of the objective at ``x``, or ``None``.
+    """
+
+    x: ArrayTree
+    fun: Array
+    jac: ArrayTree
+    status: Array
+    nit: Array
+    nfev: Array
+    state: LoopState
+    aux: Any = None
+
+    @property
+    def success(self) -> Array:
+        """Whether a tolerance was met: CONVERGED, FTOL or XTOL. Boolean array."""
+        return (self.status >= Status.CONVERGED) & (self.status <= Status.XTOL)
+
+    @property
+    def message(self) -> str:
+        """The status in words, with advice. Only for a single, concrete result."""
+        if np.ndim(self.status):
+            raise ValueError("message is for one problem; a batch has statuses: see result.status")
+        return MESSAGES[Status(int(self.status))]
+
+    @property
+    def hess_inv(self) -> Array:
+        """The final inverse-Hessian approximation, shape ``(n, n)``, over ravelled parameters."""
+        return inverse_hessian(self.state.approx)
+
+
+def minimize(
+    fun: Objective,
+    x0: ArrayTree,
+    args: tuple[Any, ...] = (),
+    *,
+    method: str | QuasiNewton = DEFAULT_METHOD,
+    linesearch: LineSearch | None = None,
+    gtol: Any = None,
+    ftol: Any = 0.0,
+    xtol: Any = 0.0,
+    maxiter: Any = None,
+    maxfun: Any = None,
+    has_aux: bool = False,
+    hess_inv0: Any = None,
+    state: LoopState | None = None,
+    callback: Callable[[MinimizeResult], Any] | None = None,
+    progress: bool = False,
+) -> MinimizeResult:
+    """Minimise a differentiable function of a pytree by a quasi-Newton method.
+
+    Iterates x₊ = x − alpha H g, where H is corrected by the pairs s = x₊ − x, y = g₊ − g so that
+    H y = s, and alpha comes from a line search. Called eagerly it compiles once per objective,
+    shapes, method and search; new numbers (``x0``, ``args``, tolerances, budgets) compile nothing.
+    It may be called under ``jit`` and ``vmap``; reverse-mode differentiation through the loop is
+    not supported.
+
+    Args:
+      fun: objective ``fun(x, *args) -> scalar``, or ``(scalar, aux)`` with ``has_aux``. Keep it one
+        function object and pass data through ``args``: a new lambda per call compiles anew.
+      x0: first point, a pytree of real floating arrays of one dtype.
+      args: further arguments of ``fun``, pytrees of arrays.
+      method: a name ("bfgs", "dfp", "sr1", "broyden", "ssbfgs", "ssbroyden") or a
+        :class:`jaxqn.QuasiNewton`.
+      linesearch: a :class:`jaxqn.LineSearch`; by default :func:`jaxqn.wolfe`.
+      gtol: stop when the largest entry of the gradient is at most this. By default it is the
+        fraction eps^(2/3) of its value at ``x0`` (4e-11 in float64, 2e-5 in float32), which makes
+        the run independent of the scale of ``fun``.
+      ftol: stop when an iteration decreases the objective by at most this fraction; 0 is off.
+      xtol: stop when a step is at most this fraction of x long; 0 is off.
+      maxiter: iterations allowed in all; by default max(1000, 200 n).
+      maxfun: evaluations allowed in all, checked before every one; by default unlimited.
+      has_aux: whether ``fun`` returns auxiliary data beside its value.
+      hess_inv0: initial inverse Hessian, shape ``(n, n)`` over ravelled parameters, symmetric
+        positive definite.
+      state: ``result.state`` of an earlier call, to continue exactly where it stopped; ``x0`` then
+        only gives the structure. Counters and budgets go on from there.
+      callback: called after every iteration with the result so far; a true return value stops the
+        run. Eager calls only.
+      progress: print a line to standard error about every second. Eager calls only.
+
+    Returns:
+      A :class:`MinimizeResult`. A run that ends badly is a status, never an exception.
+
+    Raises:
+      TypeError: a leaf of ``x0`` is not real floating, ``fun`` cannot be hashed, or an option is
+        of the wrong type.
+      ValueError: an unknown method, a negative tolerance, mixed dtypes, a ``hess_inv0`` of the
+        wrong shape or not symmetric positive definite, an objective that is not scalar.
+
+    Cost: one evaluation of value and gradient per trip, and O(n²) per iteration: one product with
+    H and the share of writing it (see :func:`jaxqn.dense`). Memory: n² + O(n).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> rosenbrock = lambda x: 100 * (x[1] - x[0] ** 2) ** 2 + (1 - x[0]) ** 2
+      >>> result = minimize(rosenbrock, jnp.array([-1.2, 1.0]))
+      >>> bool(result.success), [round(float(v), 3) for v in result.x]
+      (True, [1.0, 1.0])
+
+    References:
+      Nocedal & Wright, Numerical Optimization, 2nd ed., 2006, algorithm 6.1; the updates are in
+      :mod:`jaxqn.updates`, the search in :func:`jaxqn.wolfe`.
+    """
+    qn = method_by_name(method) if isinstance(method, str) else method
+    linesearch = wolfe() if linesearch is None else linesearch
+    x0, dtype, n = check_x0(x0)
+    check_hashable(fun)
+    tol = _tolerances(dtype, n, gtol, ftol, xtol, maxiter, maxfun)
+    H0 = None if hess_inv0 is None else check_hess_inv0(hess_inv0, n, dtype)
+    if state is None:
+        state = _start(x0, args, H0, fun=fun, qn=qn, linesearch=linesearch, has_aux=has_aux)
+    elif H0 is not None:
+        raise ValueError("hess_inv0 is for a new run; this one continues a state")
+    go = functools.partial(
+        _run, args=args, fun=fun, qn=qn, linesearch=linesearch, has_aux=has_aux
+    )
+    if callback is None and not progress:
+        return go(x0, state, tol)
+    return _observed(go, x0, state, tol, callback, progress)
+
+
+@functools.partial(jax.jit, static_argnames=("fun", "qn", "linesearch", "has_aux"))
+def _start(
+    x0: ArrayTree, args: Any, H0: Any, *, fun: Any, qn: Any, linesearch: Any, has_aux: bool
+) -> LoopState:
+    """The state before the first evaluation."""
+    aux = None
+    if has_aux:
+        shapes = jax.eval_shape(fun, x0, *args)[1]
+        aux = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return start(jax.flatten_util.ravel_pytree(x0)[0], aux, qn, linesearch, H0)
+
+
+@functools.partial(jax.jit, static_argnames=("fun", "qn", "linesearch", "has_aux"))
+def _run(
+    x0: ArrayTree,
+    state: LoopState,
+    tol: Tolerances,
+    *,
+    args: Any,
+    fun: Any,
+    qn: Any,
+    linesearch: Any,
+    has_aux: bool,
+) -> MinimizeResult:
+    """Run the loop to a status."""
+    flat, unravel = jax.flatten_util.ravel_pytree(x0)
+
+    def objective(x: Array) -> tuple[Array, Any]:
+        out = fun(unravel(x), *args)
+        value, aux = split_aux(out) if has_aux else (out, None)
+        return scalar_value(value).astype(flat.dtype), aux
+
+    def evaluate(x: Array) -> Point:
+        (f, aux), g = jax.value_and_grad(objective, has_aux=True)(x)
+        return Point(x, f, g, aux)
+
+    state = run(state, evaluate, qn, linesearch, tol)
+    best = state.best
+    return MinimizeResult(
+        x=unravel(best.x),
+        fun=best.f,
+        jac=unravel(best.g),
+        status=state.status,
+        nit=state.counts.nit,
+        nfev=state.counts.nfev,
+        state=state,
+        aux=best.aux,
+    )
+
+
+def _tolerances(
+    dtype: np.dtype, n: int, gtol: Any, ftol: Any, xtol: Any, maxiter: Any, maxfun: Any
+) -> Tolerances:
+    """Check the numbers and give them their types; the defaults depend on dtype and size."""
+    limit = np.iinfo(np.int32).max
+    return Tolerances(
+        gtol=nonnegative("gtol", 0.0 if gtol is None else gtol, dtype),
+        grtol=np.asarray(default_rtol(dtype) if gtol is None else 0.0, dtype),
+        ftol=nonnegative("ftol", ftol, dtype),
+        xtol=nonnegative("xtol", xtol, dtype),
+        maxiter=whole_number("maxiter", max(1000, 200 * n) if maxiter is None else maxiter, least=0),
+        maxfun=whole_number("maxfun", limit if maxfun is None else maxfun, least=1),
+    )
+
+
+def _observed(
+    go: Callable[..., MinimizeResult],
+    x0: ArrayTree,
+    state: LoopState,
+    tol: Tolerances,
+    callback: Callable[[MinimizeResult], Any] | None,
+    progress: bool,
+) -> MinimizeResult:
+    """The same run in slices, each of which ends where somebody wants to look."""
+    if is_traced((x0, state, tol)):
+        raise TypeError(
+            "callback and progress need concrete numbers, but this call is being traced (jit, vmap "
+            "or scan): call minimize eagerly, or run it in slices with maxiter= and state="
+        )
+    last_print, slice_length = time.monotonic(), 1
+    while True:
+        reached = int(state.counts.nit)
+        pause = min(int(tol.maxiter), reached + (1 if callback else slice_length))
+        result = go(x0, state, tol._replace(maxiter=np.int32(pause)))
+        state = result.state
+        over = int(result.status) != Status.MAX_ITER or pause == int(tol.maxiter)
+        elapsed = time.monotonic() - last_print
+        slice_length = min(2 * slice_length, 1024) if elapsed < 0.5 else max(slice_length // 2, 1)
+        if progress and (over or elapsed >= 1):
+            last_print = time.monotonic()
+            _print_progress(result)
+        wants_stop = callback is not None and int(result.nit) > reached and bool(callback(result))
+        if over:
+            return result
+        if wants_stop:
+            return result._replace(status=jnp.int32(Status.STOPPED))
+
+
+def _print_progress(result: MinimizeResult) -> None:
+    g_norm = max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(result.jac))
+    print(
+        f"iteration {int(result.nit):6d}  evaluations {int(result.nfev):6d}  "
+        f"f {float(result.fun): .9e}  max|g| {g_norm:.2e}",
+        file=sys.stderr,
+        flush=True,
+    )
