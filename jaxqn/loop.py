@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxqn._numerics import dot, inf_norm, norm
+from jaxqn._numerics import dot, inf_norm
 from jaxqn._typing import Array
 from jaxqn.linesearch import LineSearch
 from jaxqn.linesearch.conditions import rounding_noise
 from jaxqn.quasi_newton import QuasiNewton
-from jaxqn.termination import Progress, Status, Tolerances, assess
+from jaxqn.termination import Counts, Status, Tolerances, assess
 
-__all__ = ["Counts", "LoopState", "Point", "run", "start", "trip"]
+__all__ = ["LoopState", "Point", "run", "start", "trip"]
 
 
 def select(condition: Array, this: Any, that: Any) -> Any:
@@ -44,20 +44,6 @@ class Point(NamedTuple):
     aux: Any
 
 
-class Counts(NamedTuple):
-    """Counters, all int32.
-
-    Attributes:
-      nit: steps taken.
-      nfev: evaluations of value and gradient.
-      flat: consecutive steps without visible progress.
-    """
-
-    nit: Array
-    nfev: Array
-    flat: Array
-
-
 class LoopState(NamedTuple):
     """Everything the loop carries; enough to continue a run exactly.
 
@@ -68,8 +54,8 @@ class LoopState(NamedTuple):
       search: state of the line search.
       approx: state of the inverse-Hessian approximation.
       steepest: whether the direction is the negative gradient.
-      g0_norm: largest entry of the first gradient.
-      g_best: the smallest such norm so far.
+      norms: largest entry of the gradient: at the first point, at the current one, and the
+        smallest so far; shape ``(3,)``.
       counts: counters.
       status: :class:`jaxqn.Status`, int32.
     """
@@ -80,23 +66,27 @@ class LoopState(NamedTuple):
     search: Any
     approx: Any
     steepest: Array
-    g0_norm: Array
-    g_best: Array
+    norms: Array
     counts: Counts
     status: Array
 
 
-def first_step(point: Point) -> Array:
-    """The first trial along −g: a step of unit length, whatever the scale of f."""
-    g_norm = norm(point.g)
-    return 1 / jnp.where(g_norm > 0, g_norm, jnp.ones_like(g_norm))
+def first_step(f: Array, gg: Array, g_norm: Array, n: int) -> Array:
+    """The first trial along −g: a step of length min(1, 2 |f|/‖g‖), whatever the scale of f.
+
+    2 |f|/‖g‖ is where a parabola with this slope that bottoms out at 0 has its minimum. ‖g‖ comes
+    from gᵀg, within the bounds that the largest entry sets it where the square over- or underflows.
+    """
+    length = jnp.clip(jnp.sqrt(gg), g_norm, g_norm * n**0.5)
+    length = jnp.where(length > 0, length, jnp.ones_like(length))
+    distance = 2 * jnp.abs(f) / length
+    return jnp.where(distance > 0, jnp.minimum(distance, 1), jnp.ones_like(distance)) / length
 
 
 def start(x: Array, aux: Any, qn: QuasiNewton, linesearch: LineSearch, H0: Array | None) -> LoopState:
     """The state before anything is evaluated: the first trip evaluates x itself."""
-    dtype = x.dtype
-    zero, one = jnp.zeros((), dtype), jnp.ones((), dtype)
-    nowhere = Point(x, f=jnp.full((), jnp.nan, dtype), g=jnp.zeros_like(x), aux=aux)
+    zero, one = jnp.zeros((), x.dtype), jnp.ones((), x.dtype)
+    nowhere = Point(x, f=jnp.full((), jnp.inf, x.dtype), g=jnp.zeros_like(x), aux=aux)
     return LoopState(
         point=nowhere,
         best=nowhere,
@@ -104,8 +94,7 @@ def start(x: Array, aux: Any, qn: QuasiNewton, linesearch: LineSearch, H0: Array
         search=linesearch.init(zero, -one, one),
         approx=qn.init(x, H0),
         steepest=jnp.ones((), bool),
-        g0_norm=zero,
-        g_best=jnp.full((), jnp.inf, dtype),
+        norms=jnp.full((3,), jnp.inf, x.dtype),
         counts=Counts(*(jnp.zeros((), jnp.int32),) * 3),
         status=jnp.int32(Status.RUNNING),
     )
@@ -123,100 +112,87 @@ def trip(
     first = counts.nfev == 0
 
     # Propose and evaluate. This is the only place where the objective is called.
-    trial = evaluate(point.x - state.search.alpha * state.Hg)
+    alpha = state.search.alpha
+    trial = evaluate(point.x - alpha * state.Hg)
 
     # Judge. A failed search still has its lowest trial to offer.
-    search = linesearch.step(state.search, trial.f, -dot(trial.g, state.Hg))
-    accepted = first | search.done
-    best = select(search.improved, trial, state.best)
-    rescued = search.failed & ~accepted & (best.f < point.f)
+    dphi0, dphi = -dot(jnp.stack([point.g, trial.g]), state.Hg)
+    search, done, given_up = linesearch.step(state.search, trial.f, dphi)
+    lower = (trial.f < state.best.f) & jnp.isfinite(dphi)
+    best = select(lower, trial, state.best)
+    accepted = first | done
+    rescued = given_up & (best.f < point.f)
     moved = accepted | rescued
-    failed = search.failed & ~moved
+    failed = given_up & ~moved
 
     # Commit, or hold: then s = y = 0, and correcting changes nothing.
     new = select(accepted, trial, select(rescued, best, point))
     s, y = new.x - point.x, new.g - point.g
-    approx, Hg = qn.advance(state.approx, s, y, new.g, state.Hg)
-    slope = -dot(new.g, Hg)
+    approx, Hg = qn.advance(state.approx, s, y, new.g, state.Hg, moved)
 
     # A failed search, or no descent: forget the curvature once and try −g.
-    lost = failed | ~(slope < 0)
+    rows = jnp.stack([new.g, Hg, s, new.x])
+    gram = dot(rows, rows.T)
+    gg, gHg = gram[0, 0], gram[0, 1]
+    lost = failed | ~(gHg > 0)
     approx = qn.reset(approx, lost)
     Hg = jnp.where(lost, new.g, Hg)
-    slope = jnp.where(lost, -dot(new.g, new.g), slope)
-    steepest = jnp.where(moved, first | lost, state.steepest | lost)
-    alpha0 = jnp.where(steepest, first_step(new), jnp.ones_like(slope))
+    steepest = lost | jnp.where(moved, first, state.steepest)
 
     # Assess.
     g_norm = inf_norm(new.g)
     decrease = point.f - new.f
-    progress = first | (decrease > rounding_noise(new.f)) | (g_norm < 0.9 * state.g_best)
+    progress = first | (decrease > rounding_noise(new.f)) | (g_norm < 0.9 * state.norms[2])
     counts = Counts(
         nit=counts.nit + (moved & ~first).astype(jnp.int32),
         nfev=counts.nfev + 1,
         flat=jnp.where(moved, jnp.where(progress, 0, counts.flat + 1), counts.flat),
     )
-    g0_norm = jnp.where(first, g_norm, state.g0_norm)
-    expected = state.search.alpha * dot(point.g, state.Hg)
+    g0_norm = jnp.where(first, g_norm, state.norms[0])
     status = assess(
-        Progress(
-            started=jnp.ones((), bool),
-            finite=jnp.isfinite(new.f) & jnp.isfinite(g_norm),
-            g_norm=g_norm,
-            g0_norm=g0_norm,
-            moved=moved & ~first,
-            decrease=decrease,
-            f=new.f,
-            step=norm(s) / norm(new.x),
-            flat=counts.flat,
-            failed=failed & state.steepest,
-            hidden=expected <= rounding_noise(point.f),
-            nit=counts.nit,
-            nfev=counts.nfev,
-        ),
         tol,
+        counts,
+        finite=jnp.isfinite(new.f) & jnp.isfinite(g_norm),
+        g_norm=g_norm,
+        g0_norm=g0_norm,
+        within_ftol=moved & ~first & (decrease <= tol.ftol * jnp.abs(new.f)),
+        within_xtol=moved & ~first & (gram[2, 2] <= tol.xtol**2 * gram[3, 3]),
+        failed=failed & state.steepest,
+        hidden=alpha * jnp.abs(dphi0) <= rounding_noise(point.f),
     )
+    alpha0 = jnp.where(steepest, first_step(new.f, gg, g_norm, new.g.size), jnp.ones_like(gg))
+    fresh_search = linesearch.init(new.f, -jnp.where(lost, gg, gHg), alpha0)
     return LoopState(
         point=new,
         best=select(moved, new, best),
         Hg=Hg,
-        search=select(moved | lost, linesearch.init(new.f, slope, alpha0), search),
+        search=select(moved | lost, fresh_search, search),
         approx=approx,
         steepest=steepest,
-        g0_norm=g0_norm,
-        g_best=jnp.minimum(state.g_best, g_norm),
+        norms=jnp.stack([g0_norm, g_norm, jnp.minimum(state.norms[2], g_norm)]),
         counts=counts,
         status=status,
     )
 
 
-STICKY = (Status.STALLED, Status.LINE_SEARCH_FAILED, Status.NON_FINITE)
-"""Ends that a larger budget or a looser tolerance does not undo."""
-
-
 def revive(state: LoopState, tol: Tolerances) -> LoopState:
     """The state with the status it has under these tolerances and budgets, nothing evaluated."""
-    zero, false = jnp.zeros_like(state.g0_norm), jnp.zeros((), bool)
+    false = jnp.zeros((), bool)
     status = assess(
-        Progress(
-            started=state.counts.nfev > 0,
-            finite=~false,
-            g_norm=inf_norm(state.point.g),
-            g0_norm=state.g0_norm,
-            moved=false,
-            decrease=zero,
-            f=state.point.f,
-            step=zero,
-            flat=state.counts.flat,
-            failed=false,
-            hidden=false,
-            nit=state.counts.nit,
-            nfev=state.counts.nfev,
-        ),
         tol,
+        state.counts,
+        finite=~false,
+        g_norm=state.norms[1],
+        g0_norm=state.norms[0],
+        within_ftol=false,
+        within_xtol=false,
+        failed=false,
+        hidden=false,
     )
-    sticky = jnp.isin(state.status, jnp.array([int(s) for s in STICKY], state.status.dtype))
-    return state._replace(status=jnp.where(sticky, state.status, status))
+    started = state.counts.nfev > 0
+    final = (state.status == Status.LINE_SEARCH_FAILED) | (state.status == Status.NON_FINITE)
+    status = jnp.where(final, state.status, status)
+    return state._replace(status=jnp.where(started, status, state.status))
 
 
 def run(

@@ -36,9 +36,10 @@ class QuasiNewton(NamedTuple):
       init: ``(x, H0=None) -> state``; H = I unless given.
       update: ``(state, s, y) -> state``. The zero pair, and any unusable one, changes no leaf.
       apply: ``(state, g) -> H g``; no sign flip.
-      advance: ``(state, s, y, g, Hg) -> (state, H₊ g)``, update and apply fused: g is the new
-        gradient and Hg the product of the old H with the old gradient g − y, so that
-        H y = H g − Hg needs no product of its own.
+      advance: ``(state, s, y, g, Hg, moved) -> (state, H₊ g)``, update and apply fused: g is the
+        new gradient and Hg the product of the old H with the old gradient g − y, so that
+        H y = H g − Hg needs no product of its own. Where ``moved`` is false, s = y = 0 and the
+        product is Hg already.
       reset: ``(state, when) -> state`` with H = I where ``when`` holds.
       dense: whether vectors must be flat arrays, since H is an n-by-n matrix.
     """
@@ -46,7 +47,7 @@ class QuasiNewton(NamedTuple):
     init: Callable[..., Any]
     update: Callable[[Any, Array, Array], Any]
     apply: Callable[[Any, Array], Array]
-    advance: Callable[[Any, Array, Array, Array, Array], tuple[Any, Array]]
+    advance: Callable[[Any, Array, Array, Array, Array, Array], tuple[Any, Array]]
     reset: Callable[[Any, Array], Any]
     dense: bool = True
 
@@ -131,51 +132,46 @@ def dense(
             Hg += dot(state.weights * dot(state.panel, g), state.panel)
         return Hg
 
-    def absorb(
-        state: DenseState, s: Array, y: Array, w: Array, sBs: Array
-    ) -> tuple[DenseState, Callable[[Array, Array], Array]]:
-        """Correct H by a pair whose H y is known; also return g, H g ↦ H₊ g."""
-        gram = jnp.stack([s, y, w])
-        gram = dot(gram, gram.T)
-        ss, sy, yy, yw = gram[0, 0], gram[0, 1], gram[1, 1], gram[1, 2]
+    def absorb(state: DenseState, pair: Pair) -> tuple[DenseState, Array, Array, Array]:
+        """Correct H by a pair; also return the factor and the low-rank part of the correction."""
         if scale_init:
-            first = (state.scale == 0) & (state.count == 0) & has_curvature(ss, sy, yy)
-            gamma = jnp.where(first, safe_divide(sy, yy, first), jnp.ones_like(sy))
+            first = (state.scale == 0) & (state.count == 0)
+            first &= has_curvature(pair.ss, pair.sy, pair.yy)
+            gamma = jnp.where(first, safe_divide(pair.sy, pair.yy, first), jnp.ones_like(pair.sy))
+            w, yw, sBs = gamma * pair.w, gamma * pair.yw, pair.sBs / gamma
+            pair = pair._replace(w=w, yw=yw, sBs=sBs)
         else:
-            gamma = jnp.ones_like(sy)
-        w = gamma * w
-        c = rule(Pair(s, y, w, ss, sy, yy, gamma * yw, sBs / gamma, state.count))
-        p, q = corners(s, w, c)
+            gamma = jnp.ones_like(pair.sy)
+        c = rule(pair)
+        rows, weights = jnp.stack(corners(pair.s, pair.w, c)), jnp.stack([c.alpha, c.beta])
         scale = c.scale * gamma
         state = state._replace(
             shift=state.shift * scale,
             scale=state.scale * scale,
             weights=state.weights * scale,
             count=state.count + c.accepted.astype(jnp.int32),
-            skipped=state.skipped + (~c.accepted & (ss != 0)).astype(jnp.int32),
+            skipped=state.skipped + (~c.accepted & (pair.ss > 0)).astype(jnp.int32),
         )
         store = _defer if state.weights.size else _write
-        state = store(state, jnp.stack([p, q]), jnp.stack([c.alpha, c.beta]), c.accepted)
-
-        def correct_product(g: Array, Hg: Array) -> Array:
-            return scale * Hg + (c.alpha * dot(p, g) * p + c.beta * dot(q, g) * q)
-
-        return state, correct_product
+        return store(state, rows, weights, c.accepted), scale, rows, weights
 
     def update(state: DenseState, s: Array, y: Array) -> DenseState:
+        rows = jnp.stack([s, y, apply(state, y)])
         unknown = jnp.full((), jnp.nan, s.dtype)
-        return absorb(state, s, y, apply(state, y), unknown)[0]
+        return absorb(state, _pair(rows, dot(rows, rows.T), unknown, state.count))[0]
 
     def advance(
-        state: DenseState, s: Array, y: Array, g: Array, Hg: Array
+        state: DenseState, s: Array, y: Array, g: Array, Hg: Array, moved: Array
     ) -> tuple[DenseState, Array]:
-        # Nothing moved on a refused trial, and then the product is known. Unbatched this saves a
-        # pass over n² numbers; under vmap it is a select between two vectors.
-        moved = jnp.any((s != 0) | (y != 0))
+        # On a refused trial the product is known. Unbatched this saves a pass over n² numbers;
+        # under vmap it is a select between two vectors.
         product = jax.lax.cond(moved, lambda: apply(state, g), lambda: Hg)
-        sBs = _step_curvature(s, g - y, Hg)
-        state, correct_product = absorb(state, s, y, product - Hg, sBs)
-        return state, correct_product(g, product)
+        rows = jnp.stack([s, y, product - Hg, Hg, g])
+        gram = dot(rows, rows.T)
+        sBs = _step_curvature(gram[0, 0], gram[0, 3], gram[3, 3], gram[0, 4] - gram[0, 1])
+        pair = _pair(rows, gram, sBs, state.count)
+        state, scale, rows, weights = absorb(state, pair)
+        return state, scale * product + dot(weights * dot(rows, g), rows)
 
     def reset(state: DenseState, when: Array) -> DenseState:
         def masked(value: float, old: Array) -> Array:
@@ -192,17 +188,30 @@ def dense(
     return QuasiNewton(init, update, apply, advance, reset)
 
 
-def _step_curvature(s: Array, g: Array, Hg: Array) -> Array:
+def _pair(rows: Array, gram: Array, sBs: Array, count: Array) -> Pair:
+    """The pair whose s, y and H y are the first three rows, with their inner products."""
+    return Pair(
+        s=rows[0],
+        y=rows[1],
+        w=rows[2],
+        ss=gram[0, 0],
+        sy=gram[0, 1],
+        yy=gram[1, 1],
+        yw=gram[1, 2],
+        sBs=sBs,
+        count=count,
+    )
+
+
+def _step_curvature(ss: Array, sHg: Array, HgHg: Array, sg: Array) -> Array:
     """sᵀB s of a step s = −t H g, which is −t sᵀg; NaN for a step in any other direction.
 
     A later transformation (clipping, masks, bounds, weight decay) may bend a step. Then B s = −t g
     does not hold, and the step's angle to H g shows it.
     """
-    rows = jnp.stack([s, Hg])
-    (ss, sHg), (_, HgHg) = dot(rows, rows.T)
     t = -safe_divide(sHg, HgHg, HgHg > 0)
     bent = ss - t**2 * HgHg > 1e-4 * ss
-    return jnp.where(bent, jnp.full_like(t, jnp.nan), -t * dot(s, g))
+    return jnp.where(bent, jnp.full_like(t, jnp.nan), -t * sg)
 
 
 def _write(state: DenseState, rows: Array, weights: Array, accepted: Array) -> DenseState:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxqn._numerics import eps
 from jaxqn._typing import Array
 
-__all__ = ["MESSAGES", "Status", "Tolerances", "assess", "default_rtol"]
+__all__ = ["MESSAGES", "Counts", "Status", "Tolerances", "assess", "default_rtol"]
 
 
 class Status(enum.IntEnum):
@@ -73,58 +73,61 @@ def default_rtol(dtype: jax.typing.DTypeLike) -> float:
     return eps(dtype) ** (2 / 3)
 
 
-class Progress(NamedTuple):
-    """What :func:`assess` looks at after a trip.
+class Counts(NamedTuple):
+    """Counters, all int32.
 
     Attributes:
-      started: whether the first point has been evaluated.
-      finite: whether the current value and gradient are finite.
-      g_norm: largest entry of the current gradient.
-      g0_norm: the same at the first point.
-      moved: whether this trip accepted a step.
-      decrease: decrease of the objective by that step.
-      f: current value.
-      step: length of that step over the length of x.
-      flat: consecutive steps without visible progress, int32.
-      failed: whether the search along the negative gradient failed.
-      hidden: whether, when it failed, the decrease it sought was below the rounding noise.
-      nit: iterations so far, int32.
-      nfev: evaluations so far, int32.
+      nit: steps taken.
+      nfev: evaluations of value and gradient.
+      flat: consecutive steps without visible progress: no decrease of the objective beyond its
+        rounding noise, and no gradient much smaller than the smallest before.
     """
 
-    started: Array
-    finite: Array
-    g_norm: Array
-    g0_norm: Array
-    moved: Array
-    decrease: Array
-    f: Array
-    step: Array
-    flat: Array
-    failed: Array
-    hidden: Array
     nit: Array
     nfev: Array
+    flat: Array
 
 
 FLAT_LIMIT = 10
 """Consecutive steps without visible progress after which a run counts as stalled."""
 
 
-def assess(p: Progress, tol: Tolerances) -> Array:
-    """The status after a trip, int32; the first of the tests below that holds wins."""
-    ftol = p.moved & (tol.ftol > 0) & (p.decrease <= tol.ftol * jnp.abs(p.f))
-    xtol = p.moved & (tol.xtol > 0) & (p.step <= tol.xtol)
+def assess(
+    tol: Tolerances,
+    counts: Counts,
+    *,
+    finite: Array,
+    g_norm: Array,
+    g0_norm: Array,
+    within_ftol: Array,
+    within_xtol: Array,
+    failed: Array,
+    hidden: Array,
+) -> Array:
+    """The status after a trip, int32; the first of the tests below that holds wins.
+
+    Args:
+      tol: tolerances and budgets.
+      counts: counters.
+      finite: whether the current value and gradient are finite.
+      g_norm: largest entry of the current gradient.
+      g0_norm: the same at the first point.
+      within_ftol: whether the last step decreased the objective by no more than ``tol.ftol``.
+      within_xtol: whether the last step was no longer than ``tol.xtol``.
+      failed: whether the search along the negative gradient failed.
+      hidden: whether the decrease it sought at last was below the rounding noise.
+    """
     tests = [
-        (p.started & ~p.finite, Status.NON_FINITE),
-        (p.started & (p.g_norm <= jnp.maximum(tol.gtol, tol.grtol * p.g0_norm)), Status.CONVERGED),
-        (ftol, Status.FTOL),
-        (xtol, Status.XTOL),
-        ((p.flat >= FLAT_LIMIT) | (p.failed & p.hidden), Status.STALLED),
-        (p.failed, Status.LINE_SEARCH_FAILED),
-        (p.nit >= tol.maxiter, Status.MAX_ITER),
-        (p.nfev >= tol.maxfun, Status.MAX_FUN),
+        (~finite, Status.NON_FINITE),
+        (g_norm <= jnp.maximum(tol.gtol, tol.grtol * g0_norm), Status.CONVERGED),
+        (within_ftol & (tol.ftol > 0), Status.FTOL),
+        (within_xtol & (tol.xtol > 0), Status.XTOL),
+        ((counts.flat >= FLAT_LIMIT) | (failed & hidden), Status.STALLED),
+        (failed, Status.LINE_SEARCH_FAILED),
+        (counts.nit >= tol.maxiter, Status.MAX_ITER),
+        (counts.nfev >= tol.maxfun, Status.MAX_FUN),
     ]
-    conditions = [condition for condition, _ in tests]
-    values = [jnp.int32(status) for _, status in tests]
-    return jnp.select(conditions, values, jnp.int32(Status.RUNNING))
+    status = jnp.int32(Status.RUNNING)
+    for holds, value in reversed(tests):
+        status = jnp.where(holds, jnp.int32(value), status)
+    return status

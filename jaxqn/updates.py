@@ -14,6 +14,7 @@ Direct Hessians need no second family. With B = H⁻¹, swapping s and y gives t
 own dual (Nocedal & Wright, section 6.1).
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -163,59 +164,44 @@ class Correction(NamedTuple):
 Rule = Callable[[Pair], Correction]
 
 
-def _broyden_class(pair: Pair, phi: Array, tau: Array, rtol: float | None = None) -> Correction:
+def _broyden_class(pair: Pair, phi: Array | float, scale: Array | float = 1.0) -> Correction:
     """The self-scaled Broyden class, every member of which this module builds on.
 
-        H₊ = (1/tau) [H − w wᵀ/(yᵀw) + phi v vᵀ] + rho s sᵀ,
-        v = √(yᵀw) (rho s − w/(yᵀw)),   rho = 1/(sᵀy),   h = yᵀw/(sᵀy).
+        H₊ = scale [H − w wᵀ/(yᵀw) + phi v vᵀ] + rho s sᵀ,
+        v = √(yᵀw) (rho s − w/(yᵀw)),   rho = 1/(sᵀy),   h = yᵀw/(sᵀy),   scale = 1/tau.
 
     In the span of s and w that is a 2×2 quadratic form; the square is completed on its s entry
     when phi > 1/2 (BFGS: phi = 1) and on its w entry otherwise (DFP: phi = 0), so that neither
     pivot can vanish.
     """
-    accepted = has_curvature(pair.ss, pair.sy, pair.yy, rtol=rtol) & (pair.yw > 0)
-    accepted &= jnp.isfinite(pair.yw)
+    accepted = has_curvature(pair.ss, pair.sy, pair.yy) & (pair.yw > 0) & jnp.isfinite(pair.yw)
     one, zero = jnp.ones_like(pair.sy), jnp.zeros_like(pair.sy)
     rho = safe_divide(one, pair.sy, accepted)
-    h = jnp.where(accepted, pair.yw * rho, one)
     yw = jnp.where(accepted, pair.yw, one)
-    near_bfgs = phi > 0.5
-    mu = jnp.where(near_bfgs, phi / jnp.where(near_bfgs, tau + phi * h, one), zero)
-    # 1 - phi, kept away from 0 where the other pivot is used.
-    gap = jnp.where(near_bfgs, one, 1 - phi)
+    h = yw * rho
+    scale = jnp.where(accepted, scale, one)
+    near_bfgs = jnp.asarray(phi > 0.5)
+    gap = jnp.where(near_bfgs, one, 1 - phi)  # 1 − phi, where it is a divisor
+    mu = jnp.where(near_bfgs, phi * scale / jnp.where(near_bfgs, 1 + phi * h * scale, one), zero)
     nu = jnp.where(near_bfgs, zero, -phi * h / gap)
-    alpha = rho * jnp.where(near_bfgs, 1 + phi * h / tau, 1 + phi * h / (tau * gap))
-    beta = -(1 - phi) / (yw * tau) - jnp.where(near_bfgs, phi * mu * rho / tau, zero)
-    return Correction(
-        accepted=accepted,
-        scale=jnp.where(accepted, 1 / tau, one),
-        alpha=alpha,
-        mu=mu,
-        beta=jnp.where(accepted, beta, zero),
-        nu=nu,
-    )
+    alpha = rho * (1 + phi * h * scale / gap)
+    beta = -scale * ((1 - phi) / yw + jnp.where(near_bfgs, phi * mu * rho, zero))
+    return Correction(accepted, scale, alpha, mu, jnp.where(accepted, beta, zero), nu)
 
 
 def bfgs_rule(pair: Pair) -> Correction:
-    """BFGS: phi = 1, tau = 1. See :func:`bfgs_update`."""
-    one = jnp.ones_like(pair.sy)
-    return _broyden_class(pair, phi=one, tau=one)
+    """BFGS: phi = 1. See :func:`bfgs_update`."""
+    return _broyden_class(pair, phi=1.0)
 
 
 def dfp_rule(pair: Pair) -> Correction:
-    """DFP: phi = 0, tau = 1. See :func:`dfp_update`."""
-    one = jnp.ones_like(pair.sy)
-    return _broyden_class(pair, phi=0 * one, tau=one)
+    """DFP: phi = 0. See :func:`dfp_update`."""
+    return _broyden_class(pair, phi=0.0)
 
 
 def broyden_rule(phi: Array | float) -> Rule:
     """The Broyden class at a given phi. See :func:`broyden_update`."""
-
-    def rule(pair: Pair) -> Correction:
-        one = jnp.ones_like(pair.sy)
-        return _broyden_class(pair, phi=phi * one, tau=one)
-
-    return rule
+    return functools.partial(_broyden_class, phi=phi)
 
 
 def sr1_rule(pair: Pair) -> Correction:
@@ -238,7 +224,7 @@ def _known_b(pair: Pair) -> tuple[Array, Array]:
 def ssbfgs_rule(pair: Pair) -> Correction:
     """Self-scaled BFGS: phi = 1, tau = min(1, 1/b). See :func:`ssbfgs_update`."""
     b, _ = _known_b(pair)
-    return _broyden_class(pair, phi=jnp.ones_like(b), tau=jnp.minimum(1, 1 / b))
+    return _broyden_class(pair, phi=1.0, scale=jnp.maximum(1, b))
 
 
 def ssbroyden_rule(pair: Pair) -> Correction:
@@ -249,18 +235,17 @@ def ssbroyden_rule(pair: Pair) -> Correction:
     tiny = eps(b.dtype)
     a = jnp.maximum(h * b - 1, tiny)  # ≥ 0 by Cauchy-Schwarz; the floor keeps the limits a → 0
     c = jnp.sqrt(a / (a + 1))
-    rho_m = jnp.clip(h * (1 - c), tiny, 1)
-    theta_m, theta_p = (rho_m - 1) / a, 1 / rho_m
-    theta = jnp.clip((1 - b) / b, theta_m, theta_p)
+    r = jnp.clip(h * (1 - c), tiny, 1)
+    theta = jnp.clip((1 - b) / b, (r - 1) / a, 1 / r)
     sigma = jnp.maximum(1 + a * theta, tiny)
-    root = sigma ** (-1 / max(n - 1, 1))
-    tau_b = jnp.minimum(1, 1 / b)
-    positive = theta > 0
-    cap = safe_divide(jnp.ones_like(theta), theta, positive)
-    tau = jnp.where(positive, tau_b * jnp.minimum(root, cap), jnp.minimum(tau_b * root, sigma))
+    # From here on the reciprocal of tau.
+    by_b, by_volume = jnp.maximum(1, b), sigma ** (1 / max(n - 1, 1))
+    scale = jnp.where(
+        theta > 0, by_b * jnp.maximum(by_volume, theta), jnp.maximum(by_b * by_volume, 1 / sigma)
+    )
     one = jnp.ones_like(b)
     return _broyden_class(
-        pair, phi=jnp.where(known, (1 - theta) / sigma, one), tau=jnp.where(known, tau, one)
+        pair, phi=jnp.where(known, (1 - theta) / sigma, one), scale=jnp.where(known, scale, one)
     )
 
 

@@ -16,24 +16,16 @@ class BacktrackingState(NamedTuple):
     """State of :func:`backtracking`.
 
     Attributes:
-      alpha: next trial, or the accepted one.
+      alpha: next step length to try.
       phi0: value at 0.
       dphi0: slope at 0.
-      best: lowest value seen, phi0 at first.
       trials: trials so far, int32.
-      done: the last trial is acceptable.
-      failed: no acceptable step was found.
-      improved: the last trial is the lowest so far.
     """
 
     alpha: Array
     phi0: Array
     dphi0: Array
-    best: Array
     trials: Array
-    done: Array
-    failed: Array
-    improved: Array
 
 
 @functools.cache
@@ -58,8 +50,8 @@ def backtracking(*, c1: float = 1e-4, shrink: float = 0.5, max_trials: int = 30)
       >>> import jax.numpy as jnp
       >>> search = backtracking()
       >>> state = search.init(jnp.array(1.0), jnp.array(-2.0), jnp.array(2.0))
-      >>> state = search.step(state, jnp.array(1.0), jnp.array(2.0))  # (1 − alpha)² at 2
-      >>> float(state.alpha), bool(state.done)
+      >>> state, done, failed = search.step(state, jnp.array(1.0), jnp.array(2.0))  # (1 − alpha)²
+      >>> float(state.alpha), bool(done)
       (1.0, False)
 
     References:
@@ -67,37 +59,22 @@ def backtracking(*, c1: float = 1e-4, shrink: float = 0.5, max_trials: int = 30)
     """
 
     def init(phi0: Array, dphi0: Array, alpha0: Array) -> BacktrackingState:
-        false = jnp.zeros((), bool)
-        return BacktrackingState(
-            alpha=alpha0,
-            phi0=phi0,
-            dphi0=dphi0,
-            best=phi0,
-            trials=jnp.zeros((), jnp.int32),
-            done=false,
-            failed=false,
-            improved=false,
-        )
+        return BacktrackingState(alpha0, phi0, dphi0, trials=jnp.zeros((), jnp.int32))
 
-    def step(state: BacktrackingState, phi: Array, dphi: Array) -> BacktrackingState:
+    def step(
+        state: BacktrackingState, phi: Array, dphi: Array
+    ) -> tuple[BacktrackingState, Array, Array]:
         alpha, phi0, dphi0 = state.alpha, state.phi0, state.dphi0
         finite = jnp.isfinite(phi) & jnp.isfinite(dphi)
-        done = armijo(phi0, dphi0, alpha, phi, c1) | approximate_wolfe(phi0, dphi0, phi, dphi, c1, 0.9)
-        done &= finite
-        improved = finite & (phi < state.best)
+        done = armijo(phi0, dphi0, alpha, phi, c1)
+        done = finite & (done | approximate_wolfe(phi0, dphi0, phi, dphi, c1, 0.9))
         excess = phi - phi0 - alpha * dphi0
-        parabola = -0.5 * alpha * dphi0 * (alpha / jnp.where(excess > 0, excess, 1))
-        shorter = jnp.where(finite & (excess > 0), parabola, 0.1 * alpha)
+        curved = finite & (excess > 0)
+        parabola = -0.5 * alpha * dphi0 * (alpha / jnp.where(curved, excess, jnp.ones_like(excess)))
+        shorter = jnp.where(curved, parabola, 0.1 * alpha)
         trials = state.trials + 1
-        return BacktrackingState(
-            alpha=jnp.where(done, alpha, jnp.clip(shorter, 0.1 * alpha, shrink * alpha)),
-            phi0=phi0,
-            dphi0=dphi0,
-            best=jnp.where(improved, phi, state.best),
-            trials=trials,
-            done=done,
-            failed=~done & (trials >= max_trials),
-            improved=improved,
-        )
+        next_alpha = jnp.clip(shorter, 0.1 * alpha, shrink * alpha)
+        state = state._replace(alpha=next_alpha, trials=trials)
+        return state, done, ~done & (trials >= max_trials)
 
     return LineSearch(init, step)
