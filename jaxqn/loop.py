@@ -120,10 +120,9 @@ def trip(
     search, done, given_up = linesearch.step(state.search, trial.f, dphi)
     lower = (trial.f < state.best.f) & jnp.isfinite(dphi)
     best = select(lower, trial, state.best)
-    accepted = first | done
-    rescued = given_up & (best.f < point.f)
-    moved = accepted | rescued
-    failed = given_up & ~moved
+    choice = jnp.argmax(jnp.stack([first | done, given_up & (best.f < point.f), given_up, ~first]))
+    accepted, rescued, failed = choice == 0, choice == 1, choice == 2
+    moved = choice < 2
 
     # Commit, or hold: then s = y = 0, and correcting changes nothing.
     new = select(accepted, trial, select(rescued, best, point))

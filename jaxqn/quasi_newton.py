@@ -79,8 +79,8 @@ class DenseState(NamedTuple):
 
 
 def default_panel(n: int) -> int:
-    """Pairs to defer: none while the matrix fits in a cache, 16 beyond."""
-    return 16 if n >= 400 else 0
+    """Pairs to defer: none while passes over the matrix are cheap, 16 beyond."""
+    return 16 if n >= 1000 else 0
 
 
 @functools.cache
@@ -163,9 +163,12 @@ def dense(
     def advance(
         state: DenseState, s: Array, y: Array, g: Array, Hg: Array, moved: Array
     ) -> tuple[DenseState, Array]:
-        # On a refused trial the product is known. Unbatched this saves a pass over n² numbers;
-        # under vmap it is a select between two vectors.
-        product = jax.lax.cond(moved, lambda: apply(state, g), lambda: Hg)
+        if state.weights.size:
+            # On a refused trial the product is known. Unbatched this saves a pass over n² numbers;
+            # under vmap it is a select between two vectors.
+            product = jax.lax.cond(moved, lambda: apply(state, g), lambda: Hg)
+        else:
+            product = apply(state, g)
         rows = jnp.stack([s, y, product - Hg, Hg, g])
         gram = dot(rows, rows.T)
         sBs = _step_curvature(gram[0, 0], gram[0, 3], gram[3, 3], gram[0, 4] - gram[0, 1])

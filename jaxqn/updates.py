@@ -216,8 +216,9 @@ def sr1_rule(pair: Pair) -> Correction:
 
 def _known_b(pair: Pair) -> tuple[Array, Array]:
     """b = sᵀB s/(sᵀy), and whether it is known; 1 where it is not, which means "do not scale"."""
-    known = (pair.sBs > 0) & jnp.isfinite(pair.sBs) & (pair.sy > 0)
-    b = safe_divide(pair.sBs, pair.sy, known)
+    usable = pair.sy > 0
+    known = (pair.sBs > 0) & jnp.isfinite(pair.sBs) & usable
+    b = pair.sBs * safe_divide(jnp.ones_like(pair.sy), pair.sy, usable)
     return jnp.where(known, b, jnp.ones_like(b)), known
 
 

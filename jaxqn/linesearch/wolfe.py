@@ -24,14 +24,13 @@ class WolfeState(NamedTuple):
     Attributes:
       alpha: next step length to try.
       known: rows ``(alpha, phi, dphi)``, shape ``(3, 3)``: the origin; the best trial so far,
-        ``lo``, whose slope points into the bracket; the bracket's other end, ``hi``.
-      closed: whether there is a bracket: an acceptable step lies between ``lo`` and ``hi``.
+        ``lo``, whose slope points into the bracket; the bracket's other end, ``hi``, at infinity
+        until an acceptable step is known to lie between the two.
       trials: trials so far, int32.
     """
 
     alpha: Array
     known: Array
-    closed: Array
     trials: Array
 
 
@@ -70,9 +69,9 @@ def wolfe(
     """
 
     def init(phi0: Array, dphi0: Array, alpha0: Array) -> WolfeState:
-        origin = jnp.stack([jnp.zeros_like(phi0), phi0, dphi0])
-        known = jnp.broadcast_to(origin, (3, 3))
-        return WolfeState(alpha0, known, jnp.zeros((), bool), jnp.zeros((), jnp.int32))
+        zero, inf = jnp.zeros_like(phi0), jnp.full_like(phi0, jnp.inf)
+        origin, nowhere = jnp.stack([zero, phi0, dphi0]), jnp.stack([inf, zero, zero])
+        return WolfeState(alpha0, jnp.stack([origin, origin, nowhere]), jnp.zeros((), jnp.int32))
 
     def step(state: WolfeState, phi: Array, dphi: Array) -> tuple[WolfeState, Array, Array]:
         origin, lo, hi = state.known
@@ -87,36 +86,31 @@ def wolfe(
         trial = jnp.stack([alpha, phi, dphi])
         too_far = ~(finite & decrease & (phi <= lo[1]))
         turned = dphi * lo[2] < 0
-        closed = state.closed | too_far | turned
         new_lo = jnp.where(too_far, lo, trial)
         new_hi = jnp.where(too_far, trial, jnp.where(turned, lo, hi))
 
-        width = jnp.abs(new_hi[0] - new_lo[0])
-        slow = state.closed & (width > 0.66 * jnp.abs(hi[0] - lo[0]))
-        next_alpha = jnp.where(
-            closed, _zoom(new_lo, new_hi, slow), _extrapolate(lo, trial, growth)
-        )
+        width, old_width = jnp.abs(new_hi[0] - new_lo[0]), jnp.abs(hi[0] - lo[0])
+        slow = (width > 0.66 * old_width) & jnp.isfinite(old_width)
         trials = state.trials + 1
-        resolution = 4 * eps(alpha.dtype) * jnp.maximum(new_lo[0], new_hi[0])
-        exhausted = (trials >= max_trials) | (closed & (width <= resolution))
-        state = WolfeState(next_alpha, jnp.stack([origin, new_lo, new_hi]), closed, trials)
-        return state, done, ~done & exhausted
+        resolution = 4 * eps(alpha.dtype) * new_lo[0]
+        exhausted = (trials >= max_trials) | (width <= resolution)
+        next_alpha = _next_trial(lo, new_lo, new_hi, slow, growth)
+        known = jnp.stack([origin, new_lo, new_hi])
+        return WolfeState(next_alpha, known, trials), done, ~done & exhausted
 
     return LineSearch(init, step)
 
 
-def _zoom(lo: Array, hi: Array, bisect: Array) -> Array:
-    """The next trial inside a bracket; a tenth of it away from ``lo`` if ``hi`` is not finite."""
-    t = _cubic_minimiser(lo, hi)
-    t = jnp.where(bisect, 0.5, jnp.where(jnp.isfinite(t), t, 0.1))
-    return lo[0] + jnp.clip(t, 0.1, 0.9) * (hi[0] - lo[0])
-
-
-def _extrapolate(last: Array, trial: Array, growth: float) -> Array:
-    """The next trial beyond the last; as far as allowed if the cubic has no minimiser there."""
-    t = _cubic_minimiser(last, trial) - 1
-    t = jnp.where(t > 0, jnp.clip(t, 1.1, growth), growth)
-    return trial[0] + t * (trial[0] - last[0])
+def _next_trial(last: Array, lo: Array, hi: Array, slow: Array, growth: float) -> Array:
+    """Interpolate in the bracket (lo, hi), or extrapolate from ``last`` beyond ``lo``."""
+    closed = jnp.isfinite(hi[0])
+    t = _cubic_minimiser(lo, jnp.where(closed, hi, last))
+    found = jnp.isfinite(t)
+    # Inside, as a fraction of the way to hi; a tenth of it if hi is not finite.
+    inside = jnp.where(slow, 0.5, jnp.clip(jnp.where(found, t, 0.1), 0.1, 0.9))
+    # Beyond, the last is one way behind: t is negative, or as far as allowed.
+    beyond = jnp.where(found & (t < 0), jnp.clip(t, -growth, -1.1), -growth)
+    return lo[0] + jnp.where(closed, inside * (hi[0] - lo[0]), beyond * (last[0] - lo[0]))
 
 
 def _cubic_minimiser(u: Array, v: Array) -> Array:
