@@ -9,6 +9,7 @@ from jaxqn.updates import (
     bfgs_update,
     broyden_update,
     dfp_update,
+    osbfgs_update,
     rank_one,
     rank_two,
     sherman_morrison,

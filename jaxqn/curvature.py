@@ -22,7 +22,8 @@ def has_curvature(ss: Array, sy: Array, yy: Array, *, rtol: float | None = None)
       ss: sᵀs, shape ``()``.
       sy: sᵀy, shape ``()``.
       yy: yᵀy, shape ``()``.
-      rtol: smallest accepted cosine between s and y; default √eps of the dtype.
+      rtol: smallest accepted cosine between s and y; default 10 eps of the dtype, what
+        rounding alone can make of orthogonal vectors.
 
     Returns:
       Boolean array of shape ``()``.
@@ -36,7 +37,7 @@ def has_curvature(ss: Array, sy: Array, yy: Array, *, rtol: float | None = None)
       Nocedal & Wright, Numerical Optimization, 2nd ed., 2006, eq. 6.7 and section 6.1.
     """
     if rtol is None:
-        rtol = eps(sy.dtype) ** 0.5
+        rtol = 10 * eps(sy.dtype)
     floor = jnp.sqrt(ss) * jnp.sqrt(yy) * rtol
     # `floor` is finite only when every entry is, and NaN compares false.
     return (sy > floor) & jnp.isfinite(floor) & jnp.isfinite(sy)

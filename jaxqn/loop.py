@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxqn._numerics import dot, inf_norm
+from jaxqn._numerics import dot, eps, inf_norm
 from jaxqn._typing import Array
 from jaxqn.linesearch import LineSearch
 from jaxqn.linesearch.conditions import rounding_noise
@@ -54,6 +54,8 @@ class LoopState(NamedTuple):
       search: state of the line search.
       approx: state of the inverse-Hessian approximation.
       steepest: whether the direction is the negative gradient.
+      unit: the unit the approximation measures gradients in: the largest entry of the first one, or
+        1 where an H0 was given. It keeps squares of gradients in range: H is held times ``unit``.
       norms: largest entry of the gradient: at the first point, at the current one, and the
         smallest so far; shape ``(3,)``.
       counts: counters.
@@ -66,21 +68,19 @@ class LoopState(NamedTuple):
     search: Any
     approx: Any
     steepest: Array
+    unit: Array
     norms: Array
     counts: Counts
     status: Array
 
 
-def first_step(f: Array, gg: Array, g_norm: Array, n: int) -> Array:
-    """The first trial along −g: a step of length min(1, 2 |f|/‖g‖), whatever the scale of f.
+def first_step(f: Array, g_length: Array) -> Array:
+    """Length of the first step along −g: min(1, 2 |f|/‖g‖), whatever the scale of f.
 
-    2 |f|/‖g‖ is where a parabola with this slope that bottoms out at 0 has its minimum. ‖g‖ comes
-    from gᵀg, within the bounds that the largest entry sets it where the square over- or underflows.
+    2 |f|/‖g‖ is where a parabola with this slope that bottoms out at 0 has its minimum.
     """
-    length = jnp.clip(jnp.sqrt(gg), g_norm, g_norm * n**0.5)
-    length = jnp.where(length > 0, length, jnp.ones_like(length))
-    distance = 2 * jnp.abs(f) / length
-    return jnp.where(distance > 0, jnp.minimum(distance, 1), jnp.ones_like(distance)) / length
+    distance = 2 * jnp.abs(f) / g_length
+    return jnp.where(distance > 0, jnp.minimum(distance, 1), jnp.ones_like(distance))
 
 
 def start(x: Array, aux: Any, qn: QuasiNewton, linesearch: LineSearch, H0: Array | None) -> LoopState:
@@ -94,6 +94,8 @@ def start(x: Array, aux: Any, qn: QuasiNewton, linesearch: LineSearch, H0: Array
         search=linesearch.init(zero, -one, one),
         approx=qn.init(x, H0),
         steepest=jnp.ones((), bool),
+        # The sign marks a unit that is yet to be taken from the first gradient.
+        unit=-one if H0 is None else one,
         norms=jnp.full((3,), jnp.inf, x.dtype),
         counts=Counts(*(jnp.zeros((), jnp.int32),) * 3),
         status=jnp.int32(Status.RUNNING),
@@ -126,22 +128,26 @@ def trip(
 
     # Commit, or hold: then s = y = 0, and correcting changes nothing.
     new = select(accepted, trial, select(rescued, best, point))
-    s, y = new.x - point.x, new.g - point.g
-    approx, Hg = qn.advance(state.approx, s, y, new.g, state.Hg, moved)
+    g_norm = inf_norm(new.g)
+    unit = jnp.where(state.unit < 0, jnp.where(g_norm > 0, g_norm, 1), state.unit)
+    s, y, g = new.x - point.x, (new.g - point.g) / unit, new.g / unit
+    approx, Hg = qn.advance(state.approx, s, y, g, state.Hg, moved)
 
     # A failed search, or no descent: forget the curvature once and try −g.
-    rows = jnp.stack([new.g, Hg, s, new.x])
+    rows = jnp.stack([g, Hg, s, new.x])
     gram = dot(rows, rows.T)
     gg, gHg = gram[0, 0], gram[0, 1]
     lost = failed | ~(gHg > 0)
     approx = qn.reset(approx, lost)
-    Hg = jnp.where(lost, new.g, Hg)
+    Hg = jnp.where(lost, g, Hg)
     steepest = lost | jnp.where(moved, first, state.steepest)
+    g_length = jnp.sqrt(jnp.where(gg > 0, gg, jnp.ones_like(gg)))
+    alpha0 = jnp.where(steepest, first_step(new.f, unit * g_length) / g_length, 1)
+    fresh_search = linesearch.init(new.f, -unit * jnp.where(lost, gg, gHg), alpha0)
 
     # Assess.
-    g_norm = inf_norm(new.g)
     decrease = point.f - new.f
-    progress = first | (decrease > rounding_noise(new.f)) | (g_norm < 0.9 * state.norms[2])
+    progress = first | (decrease > eps(new.f.dtype) * jnp.abs(new.f)) | (g_norm < 0.9 * state.norms[2])
     counts = Counts(
         nit=counts.nit + (moved & ~first).astype(jnp.int32),
         nfev=counts.nfev + 1,
@@ -159,8 +165,6 @@ def trip(
         failed=failed & state.steepest,
         hidden=alpha * jnp.abs(dphi0) <= rounding_noise(point.f),
     )
-    alpha0 = jnp.where(steepest, first_step(new.f, gg, g_norm, new.g.size), jnp.ones_like(gg))
-    fresh_search = linesearch.init(new.f, -jnp.where(lost, gg, gHg), alpha0)
     return LoopState(
         point=new,
         best=select(moved, new, best),
@@ -168,6 +172,7 @@ def trip(
         search=select(moved | lost, fresh_search, search),
         approx=approx,
         steepest=steepest,
+        unit=unit,
         norms=jnp.stack([g0_norm, g_norm, jnp.minimum(state.norms[2], g_norm)]),
         counts=counts,
         status=status,

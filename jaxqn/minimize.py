@@ -29,7 +29,7 @@ from jaxqn.termination import MESSAGES, Status, Tolerances, default_rtol
 
 __all__ = ["MinimizeResult", "minimize"]
 
-DEFAULT_METHOD = "ssbfgs"
+DEFAULT_METHOD = "osbfgs"
 
 
 class MinimizeResult(NamedTuple):
@@ -70,7 +70,8 @@ class MinimizeResult(NamedTuple):
     @property
     def hess_inv(self) -> Array:
         """The final inverse-Hessian approximation, shape ``(n, n)``, over ravelled parameters."""
-        return inverse_hessian(self.state.approx)
+        unit = self.state.unit[..., None, None]
+        return inverse_hessian(self.state.approx) / unit
 
 
 def minimize(
@@ -104,12 +105,12 @@ def minimize(
         function object and pass data through ``args``: a new lambda per call compiles anew.
       x0: first point, a pytree of real floating arrays of one dtype.
       args: further arguments of ``fun``, pytrees of arrays.
-      method: a name ("bfgs", "dfp", "sr1", "broyden", "ssbfgs", "ssbroyden") or a
+      method: a name ("osbfgs", "ssbfgs", "ssbroyden", "bfgs", "broyden", "dfp", "sr1") or a
         :class:`jaxqn.QuasiNewton`.
       linesearch: a :class:`jaxqn.LineSearch`; by default :func:`jaxqn.wolfe`.
       gtol: stop when the largest entry of the gradient is at most this. By default it is the
-        fraction eps^(2/3) of its value at ``x0`` (4e-11 in float64, 2e-5 in float32), which makes
-        the run independent of the scale of ``fun``.
+        fraction 1e-10 (float64) or eps (float32: 1.2e-7) of its value at ``x0``, which makes the
+        run independent of the scale of ``fun``.
       ftol: stop when an iteration decreases the objective by at most this fraction; 0 is off.
       xtol: stop when a step is at most this fraction of x long; 0 is off.
       maxiter: iterations allowed in all; by default max(1000, 200 n).

@@ -21,6 +21,7 @@ from jaxqn.updates import (
     broyden_rule,
     corners,
     dfp_rule,
+    osbfgs_rule,
     sr1_rule,
     ssbfgs_rule,
     ssbroyden_rule,
@@ -85,7 +86,7 @@ def default_panel(n: int) -> int:
 
 @functools.cache
 def dense(
-    rule: Rule = ssbfgs_rule, *, scale_init: bool = True, panel: int | None = None
+    rule: Rule = osbfgs_rule, *, scale_init: bool = True, panel: int | None = None
 ) -> QuasiNewton:
     """A dense inverse-Hessian approximation, corrected by ``rule``.
 
@@ -274,6 +275,7 @@ METHODS: dict[str, QuasiNewton] = {
     "dfp": dense(dfp_rule),
     "sr1": dense(sr1_rule),
     "broyden": dense(broyden_rule(0.5)),
+    "osbfgs": dense(osbfgs_rule),
     "ssbfgs": dense(ssbfgs_rule),
     "ssbroyden": dense(ssbroyden_rule),
 }

@@ -34,6 +34,8 @@ __all__ = [
     "broyden_update",
     "dfp_rule",
     "dfp_update",
+    "osbfgs_rule",
+    "osbfgs_update",
     "rank_one",
     "rank_two",
     "sherman_morrison",
@@ -228,6 +230,13 @@ def ssbfgs_rule(pair: Pair) -> Correction:
     return _broyden_class(pair, phi=1.0, scale=jnp.maximum(1, b))
 
 
+def osbfgs_rule(pair: Pair) -> Correction:
+    """Self-scaled BFGS with a switch: tau = min(1, 1/b) where h < b. See :func:`osbfgs_update`."""
+    b, _ = _known_b(pair)
+    too_small = pair.yw < b * pair.sy
+    return _broyden_class(pair, phi=1.0, scale=jnp.where(too_small, jnp.maximum(1, b), 1.0))
+
+
 def ssbroyden_rule(pair: Pair) -> Correction:
     """Self-scaled Broyden with the parameters of Al-Baali & Khalfan. See :func:`ssbroyden_update`."""
     b, known = _known_b(pair)
@@ -286,7 +295,7 @@ def bfgs_update(H: Array, s: Array, y: Array) -> Array:
         H₊ = (I − rho s yᵀ) H (I − rho y sᵀ) + rho s sᵀ,   rho = 1/(sᵀy),
 
     expanded so that it costs one product and one pass. Leaves H unchanged unless
-    sᵀy > √eps ‖s‖ ‖y‖; keeps a positive definite H positive definite.
+    sᵀy > 10 eps ‖s‖ ‖y‖; keeps a positive definite H positive definite.
 
     Args:
       H: inverse Hessian approximation, shape ``(n, n)``, symmetric.
@@ -420,6 +429,35 @@ def ssbfgs_update(H: Array, s: Array, y: Array, *, sBs: Array | float | None = N
       as used by Urbán, Stefanou & Pons, J. Comput. Phys. 523 (2025).
     """
     return _update(ssbfgs_rule, H, s, y, _sBs(H, s) if sBs is None else sBs)
+
+
+def osbfgs_update(H: Array, s: Array, y: Array, *, sBs: Array | float | None = None) -> Array:
+    """Self-scaled BFGS update that enlarges H only where H is too small on balance.
+
+    As :func:`ssbfgs_update` where h < b, with b = sᵀB s/(sᵀy) and h = yᵀH y/(sᵀy), and as
+    :func:`bfgs_update` elsewhere. √(h/b) is the scaling of H that minimises the condition number of
+    the corrected matrix (Oren & Spedicato); where it exceeds 1, enlarging H along with one
+    direction would spoil the others. Refuses the pairs that :func:`bfgs_update` refuses.
+
+    Args:
+      H: inverse Hessian approximation, shape ``(n, n)``, symmetric positive definite.
+      s: step, new point minus old, shape ``(n,)``.
+      y: gradient change, new minus old, shape ``(n,)``.
+      sBs: sᵀB s with B = H⁻¹; see :func:`ssbfgs_update`.
+
+    Returns:
+      The updated inverse Hessian, shape ``(n, n)``. Cost: O(n²), or O(n³) when ``sBs`` is omitted.
+
+    Example:
+      >>> s, y = jnp.array([1.0, 0.0]), jnp.array([0.5, 0.0])
+      >>> osbfgs_update(jnp.eye(2), s, y).tolist()  # h = 0.5 < b = 2
+      [[2.0, 0.0], [0.0, 2.0]]
+
+    References:
+      Oren & Spedicato, Math. Program. 10 (1976), for the factor; Al-Baali, Comput. Optim. Appl. 9
+      (1998), for scaling in some iterations only.
+    """
+    return _update(osbfgs_rule, H, s, y, _sBs(H, s) if sBs is None else sBs)
 
 
 def ssbroyden_update(H: Array, s: Array, y: Array, *, sBs: Array | float | None = None) -> Array:

@@ -36,7 +36,7 @@ class WolfeState(NamedTuple):
 
 @functools.cache
 def wolfe(
-    *, c1: float = 1e-4, c2: float = 0.9, growth: float = 4.0, max_trials: int = 30
+    *, c1: float = 1e-4, c2: float = 0.9, growth: float = 10.0, max_trials: int = 30
 ) -> LineSearch:
     """Line search for the strong Wolfe conditions, approximate where phi is at its noise.
 

@@ -1,0 +1,35 @@
+"""The optax host: quasi-Newton approximations and line searches as gradient transformations.
+
+The same values that :func:`jaxqn.minimize` runs in its loop, behind optax's protocol: one call of
+``update`` per step, with the line search as a transformation of its own.
+"""
+
+from jaxqn.transforms.linesearch import (
+    LinesearchInfo,
+    ScaleByLinesearchState,
+    scale_by_linesearch,
+)
+from jaxqn.transforms.quasi_newton import (
+    ScaleByQuasiNewtonState,
+    scale_by_bfgs,
+    scale_by_broyden,
+    scale_by_dfp,
+    scale_by_quasi_newton,
+    scale_by_sr1,
+    scale_by_ssbfgs,
+    scale_by_ssbroyden,
+)
+
+__all__ = [
+    "LinesearchInfo",
+    "ScaleByLinesearchState",
+    "ScaleByQuasiNewtonState",
+    "scale_by_bfgs",
+    "scale_by_broyden",
+    "scale_by_dfp",
+    "scale_by_linesearch",
+    "scale_by_quasi_newton",
+    "scale_by_sr1",
+    "scale_by_ssbfgs",
+    "scale_by_ssbroyden",
+]

@@ -1,0 +1,275 @@
+"""Line searches as an optax transformation: an inner loop of trials around the objective."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxqn._checks import scalar_value, split_aux
+from jaxqn._numerics import inf_norm
+from jaxqn._typing import Array, ArrayTree
+from jaxqn.linesearch import LineSearch, wolfe
+from jaxqn.loop import first_step
+from jaxqn.transforms._common import at_least_float32, float_dtypes, once
+
+__all__ = ["LinesearchInfo", "ScaleByLinesearchState", "scale_by_linesearch"]
+
+
+class LinesearchInfo(NamedTuple):
+    """How the last search went.
+
+    Attributes:
+      nfev: evaluations of value and gradient it took, int32.
+      failed: whether it found no acceptable step; the step taken is then that of its lowest
+        trial, or zero.
+    """
+
+    nfev: Array
+    failed: Array
+
+
+class ScaleByLinesearchState(NamedTuple):
+    """State of :func:`scale_by_linesearch`, under the names that optax gives to these things.
+
+    Attributes:
+      learning_rate: the step length alpha taken, 0 if none.
+      value: the objective at the new parameters; infinite before the first search.
+      grad: its gradient there, like the parameters.
+      info: a :class:`LinesearchInfo`.
+    """
+
+    learning_rate: Array
+    value: Array
+    grad: ArrayTree
+    info: LinesearchInfo
+
+
+class Trial(NamedTuple):
+    """A step length, with value and gradient there."""
+
+    alpha: Array
+    value: Array
+    grad: ArrayTree
+
+
+class Search(NamedTuple):
+    """What the loop carries.
+
+    Attributes:
+      machine: state of the line search.
+      best: the accepted trial, or the lowest so far; the start at first.
+      nfev: trials so far.
+      ended: whether it is over.
+      failed: whether it ended badly.
+    """
+
+    machine: Any
+    best: Trial
+    nfev: Array
+    ended: Array
+    failed: Array
+
+
+def scale_by_linesearch(
+    linesearch: LineSearch | None = None, *, has_aux: bool = False
+) -> optax.GradientTransformationExtraArgs:
+    """Scale the updates by the step length that a jaxqn line search finds.
+
+    The updates handed in are a direction to go, already negative. The first trial is 1; at the
+    first call, and along the plain negative gradient, it is the driver's first step, whatever the
+    scale of the objective. A search that fails takes its lowest trial, or a zero step if none was
+    lower than the start: never a worse point, and ``state.info.failed`` says so.
+
+    Args:
+      linesearch: a :class:`jaxqn.LineSearch`; by default :func:`jaxqn.wolfe`.
+      has_aux: whether ``value_fn`` returns ``(value, aux)``.
+
+    Returns:
+      An ``optax.GradientTransformationExtraArgs``: ``update(updates, state, params, *, value, grad,
+      value_fn, **data)``, with the objective, and its value and gradient at ``params``. Of ``data``
+      the objective gets what its signature names, or all if it takes ``**kwargs``. Eager calls
+      compile once per ``value_fn``: keep it one function, and pass as arrays what changes.
+
+    Raises:
+      TypeError: ``value``, ``grad`` or ``value_fn`` is missing.
+      ValueError: ``params`` is missing, or has masked leaves so that ``value_fn`` cannot be called.
+
+    Cost: one evaluation of value and gradient per trial, and a few passes over the parameters.
+
+    Example:
+      >>> f = lambda x: jnp.sum(x**2)
+      >>> solver, x = optax.chain(optax.scale(-1.0), scale_by_linesearch()), jnp.array([3.0, 4.0])
+      >>> state, value_and_grad = solver.init(x), optax.value_and_grad_from_state(f)
+      >>> for _ in range(10):
+      ...     value, grad = value_and_grad(x, state=state)
+      ...     updates, state = solver.update(grad, state, x, value=value, grad=grad, value_fn=f)
+      ...     x = optax.apply_updates(x, updates)
+      >>> bool(f(x) < 1e-9)
+      True
+    """
+    linesearch = wolfe() if linesearch is None else linesearch
+
+    def init(params: optax.Params) -> ScaleByLinesearchState:
+        _check_unmasked(params)
+        dtypes = list(float_dtypes(params)) or [jnp.result_type(float)]
+        widest = max(dtypes, key=lambda dtype: jnp.finfo(dtype).bits)
+        return ScaleByLinesearchState(
+            learning_rate=jnp.ones((), at_least_float32(widest)),
+            value=jnp.full((), jnp.inf, widest),
+            grad=jax.tree.map(lambda p: jnp.zeros(jnp.shape(p), jnp.result_type(p)), params),
+            info=LinesearchInfo(nfev=jnp.zeros((), jnp.int32), failed=jnp.zeros((), bool)),
+        )
+
+    def update(
+        updates: optax.Updates,
+        state: ScaleByLinesearchState,
+        params: optax.Params | None = None,
+        *,
+        value: Any = None,
+        grad: optax.Updates | None = None,
+        value_fn: Callable[..., Any] | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, ScaleByLinesearchState]:
+        if params is None:
+            raise ValueError(
+                "a line search needs the parameters: call update(grads, state, params, value=..., "
+                "grad=..., value_fn=...)"
+            )
+        given = {"value": value, "grad": grad, "value_fn": value_fn}
+        missing = [f"{name}=" for name, argument in given.items() if argument is None]
+        if missing:
+            raise TypeError(
+                f"a line search evaluates the objective, but {', '.join(missing)} is missing: call "
+                "update(grads, state, params, value=value, grad=grads, value_fn=fun), or do "
+                "without a search by choosing a learning_rate"
+            )
+        _check_unmasked(params)
+        leaves, structure = jax.tree.flatten(_accepted_by(value_fn, extra_args))
+        is_array = [isinstance(leaf, jax.Array | np.ndarray | np.generic) for leaf in leaves]
+        return once(
+            _search,
+            updates,
+            state,
+            params,
+            value,
+            grad,
+            [leaf if array else None for leaf, array in zip(leaves, is_array, strict=True)],
+            value_fn=value_fn,
+            constants=tuple(
+                None if array else leaf for leaf, array in zip(leaves, is_array, strict=True)
+            ),
+            structure=structure,
+            linesearch=linesearch,
+            has_aux=has_aux,
+        )
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+STATIC = ("value_fn", "constants", "structure", "linesearch", "has_aux")
+
+
+@functools.partial(jax.jit, static_argnames=STATIC)
+def _search(
+    updates: optax.Updates,
+    state: ScaleByLinesearchState,
+    params: optax.Params,
+    value: Any,
+    grad: optax.Updates,
+    arrays: list[Any],
+    *,
+    value_fn: Callable[..., Any],
+    constants: tuple[Any, ...],
+    structure: Any,
+    linesearch: LineSearch,
+    has_aux: bool,
+) -> tuple[optax.Updates, ScaleByLinesearchState]:
+    """Run the machine to its end."""
+    dtype = state.learning_rate.dtype
+    direction = optax.tree.cast(updates, dtype)
+    data = structure.unflatten(
+        [c if a is None else a for a, c in zip(arrays, constants, strict=True)]
+    )
+
+    def objective(x: optax.Params) -> Array:
+        out = value_fn(x, **data)
+        return scalar_value(split_aux(out)[0] if has_aux else out).astype(dtype)
+
+    def slope(g: optax.Updates) -> Array:
+        return optax.tree.vdot(direction, optax.tree.cast(g, dtype))
+
+    def step(alpha: Array) -> optax.Updates:
+        scaled = jax.tree.map(lambda d: jnp.where(alpha > 0, alpha * d, 0), direction)
+        return _like(updates, scaled)
+
+    def trip(search: Search) -> Search:
+        alpha = search.machine.alpha
+        phi, g = jax.value_and_grad(objective)(optax.apply_updates(params, step(alpha)))
+        dphi = slope(g)
+        machine, done, failed = linesearch.step(search.machine, phi, dphi)
+        better = done | ((phi < search.best.value) & jnp.isfinite(dphi))
+        best = optax.tree.where(better, Trial(alpha, phi, _like(params, g)), search.best)
+        return Search(machine, best, search.nfev + 1, done | failed, failed)
+
+    phi0, dphi0 = jnp.asarray(value, dtype), slope(grad)
+    steepest = [jnp.all(d == -g) for d, g in zip(*map(jax.tree.leaves, (updates, grad)), strict=True)]
+    fresh = ~jnp.isfinite(state.value) | jnp.all(jnp.stack(steepest))
+    alpha0 = jnp.where(fresh, _first_trial(phi0, dphi0, direction), jnp.ones_like(phi0))
+    start = Trial(jnp.zeros_like(phi0), phi0, _like(params, grad))
+    hopeless = ~((dphi0 < 0) & jnp.isfinite(dphi0) & jnp.isfinite(phi0))
+    search = Search(
+        machine=linesearch.init(phi0, dphi0, alpha0),
+        best=start,
+        nfev=jnp.zeros((), jnp.int32),
+        ended=hopeless,
+        failed=hopeless,
+    )
+    search = jax.lax.while_loop(lambda search: ~search.ended, trip, search)
+    best = search.best
+    return step(best.alpha), ScaleByLinesearchState(
+        learning_rate=best.alpha,
+        value=best.value.astype(state.value.dtype),
+        grad=best.grad,
+        info=LinesearchInfo(search.nfev, search.failed),
+    )
+
+
+def _first_trial(phi0: Array, dphi0: Array, direction: optax.Updates) -> Array:
+    """:func:`jaxqn.loop.first_step` along any direction d: min(1/‖d‖, 2 |phi0/dphi0|)."""
+    dd = optax.tree.vdot(direction, direction)
+    size = sum(leaf.size for leaf in jax.tree.leaves(direction))
+    return first_step(phi0 * (dd / jnp.abs(dphi0)), dd, inf_norm(direction), size)
+
+
+def _like(example: ArrayTree, tree: ArrayTree) -> ArrayTree:
+    """``tree`` in the dtypes of ``example``, none of them weak."""
+    return jax.tree.map(lambda e, leaf: jnp.asarray(leaf, jnp.result_type(e)), example, tree)
+
+
+def _accepted_by(value_fn: Callable[..., Any], extra_args: dict[str, Any]) -> dict[str, Any]:
+    """The extra arguments that the objective can take beside the parameters."""
+    try:
+        first, *rest = inspect.signature(value_fn).parameters.values()
+    except (TypeError, ValueError):  # a builtin, say
+        return {}
+    kinds = {p.name: p.kind for p in rest}
+    if inspect.Parameter.VAR_KEYWORD in kinds.values():
+        return {name: value for name, value in extra_args.items() if name != first.name}
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {name: value for name, value in extra_args.items() if kinds.get(name) in named}
+
+
+def _check_unmasked(params: optax.Params) -> None:
+    """The objective cannot be called with parameters of which some are masked."""
+    leaves = jax.tree.leaves(params, is_leaf=lambda leaf: isinstance(leaf, optax.MaskedNode))
+    if any(isinstance(leaf, optax.MaskedNode) for leaf in leaves):
+        raise ValueError(
+            "a line search cannot evaluate value_fn with masked parameters: put it outside, for "
+            "instance optax.chain(optax.masked(jaxqn.scale_by_bfgs(), mask), optax.scale(-1.0), "
+            "jaxqn.scale_by_linesearch()), or do without a search by choosing a learning_rate"
+        )

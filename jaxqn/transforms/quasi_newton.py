@@ -1,0 +1,289 @@
+"""Quasi-Newton approximations as optax transformations: H g in place of g.
+
+``update`` is called once per step, so the pair lags by one call: the state keeps the previous
+parameters and gradient, and s = params − previous params is the change that the rest of the chain
+really made, however it clipped, masked or scheduled the step. The gradients handed in must be
+those of the objective itself: whatever an earlier transformation does to them ends up in y.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.flatten_util import ravel_pytree
+
+from jaxqn._numerics import dot
+from jaxqn._typing import Array
+from jaxqn.quasi_newton import QuasiNewton, dense
+from jaxqn.transforms._common import at_least_float32, float_dtypes, once
+from jaxqn.updates import (
+    bfgs_rule,
+    broyden_rule,
+    dfp_rule,
+    sr1_rule,
+    ssbfgs_rule,
+    ssbroyden_rule,
+)
+
+__all__ = [
+    "ScaleByQuasiNewtonState",
+    "scale_by_bfgs",
+    "scale_by_broyden",
+    "scale_by_dfp",
+    "scale_by_quasi_newton",
+    "scale_by_sr1",
+    "scale_by_ssbfgs",
+    "scale_by_ssbroyden",
+]
+
+
+class ScaleByQuasiNewtonState(NamedTuple):
+    """State of :func:`scale_by_quasi_newton`; vectors are ravelled, in float32 or wider.
+
+    Attributes:
+      count: finite gradients seen, int32.
+      params: the parameters at the last of them, shape ``(n,)``.
+      updates: that gradient, shape ``(n,)``.
+      product: H times that gradient, shape ``(n,)``.
+      approx: state of the approximation.
+    """
+
+    count: Array
+    params: Array
+    updates: Array
+    product: Array
+    approx: Any
+
+
+def scale_by_quasi_newton(qn: QuasiNewton) -> optax.GradientTransformationExtraArgs:
+    """Replace the gradient g by H g, with the approximation ``qn`` for the inverse Hessian H.
+
+    Every call but the first corrects H by the pair s = params − previous, y = g − previous, and
+    returns H g, without a sign flip. Its product with g is positive: where H g is no direction of
+    descent (an indefinite SR1 matrix), H is reset to I and g returned. The same happens where a
+    line search downstream could not move at all: a ``value_fn`` is among the extra arguments, and
+    neither params nor g have changed. A gradient that is not finite is handed on as it is, so that
+    whatever watches for it sees it, and changes no state.
+
+    Args:
+      qn: the approximation, for instance ``dense(bfgs_rule)``.
+
+    Returns:
+      An ``optax.GradientTransformationExtraArgs``: ``update(grads, state, params, **ignored)``.
+      The parameters are a pytree of one real floating dtype; H is float32 for half precision.
+
+    Raises:
+      TypeError: at ``init``, a parameter is not real floating.
+      ValueError: mixed dtypes at ``init``; at ``update``, ``params`` is missing.
+
+    Cost: that of ``qn``, O(n²) for a dense one. The parameters are ravelled.
+
+    Example:
+      >>> solver = optax.chain(scale_by_quasi_newton(dense(bfgs_rule)), optax.scale(-0.5))
+      >>> x = jnp.array([3.0])
+      >>> state = solver.init(x)
+      >>> for _ in range(2):  # f(x) = 2 x²: a step too far, then half the Newton step
+      ...     updates, state = solver.update(4 * x, state, x)
+      ...     x = optax.apply_updates(x, updates)
+      >>> x.tolist()
+      [-1.5]
+    """
+
+    def init(params: optax.Params) -> ScaleByQuasiNewtonState:
+        dtypes = float_dtypes(params)
+        if len(dtypes) > 1:
+            found = ", ".join(f"{name} is {dtype}" for dtype, name in dtypes.items())
+            raise ValueError(
+                f"a dense method needs one dtype for all parameters, but {found}: cast them, or "
+                "give each dtype its own transformation with optax.partition"
+            )
+        x = ravel_pytree(params)[0]
+        x = jnp.array(x, at_least_float32(x.dtype))  # a copy: no leaf may alias the parameters
+        return ScaleByQuasiNewtonState(
+            count=jnp.zeros((), jnp.int32),
+            params=x,
+            updates=jnp.zeros(x.shape, x.dtype),
+            product=jnp.zeros(x.shape, x.dtype),
+            approx=qn.init(x),
+        )
+
+    def update(
+        updates: optax.Updates,
+        state: ScaleByQuasiNewtonState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, ScaleByQuasiNewtonState]:
+        if params is None:
+            raise ValueError(
+                "a quasi-Newton transformation needs the parameters: call "
+                "update(grads, state, params)"
+            )
+        searched = "value_fn" in extra_args
+        return once(_precondition, updates, state, params, qn=qn, searched=searched)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+@functools.partial(jax.jit, static_argnames=("qn", "searched"))
+def _precondition(
+    updates: optax.Updates,
+    state: ScaleByQuasiNewtonState,
+    params: optax.Params,
+    *,
+    qn: QuasiNewton,
+    searched: bool,
+) -> tuple[optax.Updates, ScaleByQuasiNewtonState]:
+    """Form the pair, correct H, apply it."""
+    raw, unravel = ravel_pytree(updates)
+    dtype = state.params.dtype
+    x, g = ravel_pytree(params)[0].astype(dtype), raw.astype(dtype)
+
+    # A point that is not finite is taken for the last one again.
+    finite = jnp.all(jnp.isfinite(x)) & jnp.all(jnp.isfinite(g))
+    x, g = jnp.where(finite, x, state.params), jnp.where(finite, g, state.updates)
+
+    # The pair is zero at the first call, and where the parameters have not moved.
+    s, y = x - state.params, g - state.updates
+    later = finite & (state.count > 0)
+    moved = later & jnp.any(s != 0)
+    stuck = later & ~moved & ~jnp.any(y != 0) & searched
+    s, y = jnp.where(moved, s, jnp.zeros_like(s)), jnp.where(moved, y, jnp.zeros_like(y))
+    approx, Hg = qn.advance(state.approx, s, y, g, state.product, finite)
+
+    # No descent, or none that was found: forget the curvature, and follow the gradient.
+    descent = (dot(g, Hg) > 0) & jnp.all(jnp.isfinite(Hg)) & ~stuck
+    approx = qn.reset(approx, finite & ~descent & jnp.any(g != 0))
+    Hg = jnp.where(descent, Hg, g)
+    state = ScaleByQuasiNewtonState(
+        count=state.count + finite.astype(jnp.int32),
+        params=x,
+        updates=g,
+        product=jnp.where(finite, Hg, state.product),
+        approx=approx,
+    )
+    return unravel(jnp.where(finite, Hg.astype(raw.dtype), raw)), state
+
+
+def scale_by_bfgs(*, scale_init: bool = True) -> optax.GradientTransformationExtraArgs:
+    """:func:`scale_by_quasi_newton` with a dense H and :func:`jaxqn.bfgs_update`.
+
+    Args:
+      scale_init: scale H = I by sᵀy/yᵀy before its first update; see :func:`jaxqn.dense`.
+
+    Returns:
+      An ``optax.GradientTransformationExtraArgs``.
+
+    Example:
+      >>> transform, x = scale_by_bfgs(), jnp.array([3.0])
+      >>> _, state = transform.update(2 * x, transform.init(x), x)
+      >>> transform.update(2 * (x - 1), state, x - 1)[0].tolist()  # f = x²: the Newton step
+      [2.0]
+    """
+    return scale_by_quasi_newton(dense(bfgs_rule, scale_init=scale_init))
+
+
+def scale_by_dfp(*, scale_init: bool = True) -> optax.GradientTransformationExtraArgs:
+    """:func:`scale_by_quasi_newton` with a dense H and :func:`jaxqn.dfp_update`.
+
+    Args:
+      scale_init: as in :func:`scale_by_bfgs`.
+
+    Returns:
+      An ``optax.GradientTransformationExtraArgs``.
+
+    Example:
+      >>> transform, x = scale_by_dfp(), jnp.array([3.0])
+      >>> _, state = transform.update(2 * x, transform.init(x), x)
+      >>> transform.update(2 * (x - 1), state, x - 1)[0].tolist()
+      [2.0]
+    """
+    return scale_by_quasi_newton(dense(dfp_rule, scale_init=scale_init))
+
+
+def scale_by_sr1(*, scale_init: bool = True) -> optax.GradientTransformationExtraArgs:
+    """:func:`scale_by_quasi_newton` with a dense H and :func:`jaxqn.sr1_update`.
+
+    Args:
+      scale_init: as in :func:`scale_by_bfgs`.
+
+    Returns:
+      An ``optax.GradientTransformationExtraArgs``.
+
+    Example:
+      >>> transform, x = scale_by_sr1(), jnp.array([3.0])
+      >>> _, state = transform.update(2 * x, transform.init(x), x)
+      >>> transform.update(2 * (x - 1), state, x - 1)[0].tolist()
+      [2.0]
+    """
+    return scale_by_quasi_newton(dense(sr1_rule, scale_init=scale_init))
+
+
+def scale_by_broyden(
+    phi: Array | float = 0.5, *, scale_init: bool = True
+) -> optax.GradientTransformationExtraArgs:
+    """:func:`scale_by_quasi_newton` with a dense H and :func:`jaxqn.broyden_update`.
+
+    Args:
+      phi: member of the class; 1 is BFGS and 0 is DFP.
+      scale_init: as in :func:`scale_by_bfgs`.
+
+    Returns:
+      An ``optax.GradientTransformationExtraArgs``.
+
+    Example:
+      >>> transform, x = scale_by_broyden(phi=0.25), jnp.array([3.0])
+      >>> _, state = transform.update(2 * x, transform.init(x), x)
+      >>> transform.update(2 * (x - 1), state, x - 1)[0].tolist()
+      [2.0]
+    """
+    if isinstance(phi, jax.core.Tracer):  # as under inject_hyperparams: no cache may keep it
+        return scale_by_quasi_newton(dense.__wrapped__(broyden_rule(phi), scale_init=scale_init))
+    return scale_by_quasi_newton(_broyden(float(phi), scale_init))
+
+
+@functools.cache
+def _broyden(phi: float, scale_init: bool) -> QuasiNewton:
+    """One value per phi, so that equal transformations share their compiled programs."""
+    return dense(broyden_rule(phi), scale_init=scale_init)
+
+
+def scale_by_ssbfgs(*, scale_init: bool = True) -> optax.GradientTransformationExtraArgs:
+    """:func:`scale_by_quasi_newton` with a dense H and :func:`jaxqn.ssbfgs_update`.
+
+    After a step that the rest of the chain bent away from −H g, the update is plain BFGS.
+
+    Args:
+      scale_init: as in :func:`scale_by_bfgs`.
+
+    Returns:
+      An ``optax.GradientTransformationExtraArgs``.
+
+    Example:
+      >>> transform, x = scale_by_ssbfgs(), jnp.array([3.0])
+      >>> _, state = transform.update(2 * x, transform.init(x), x)
+      >>> transform.update(2 * (x - 1), state, x - 1)[0].tolist()
+      [2.0]
+    """
+    return scale_by_quasi_newton(dense(ssbfgs_rule, scale_init=scale_init))
+
+
+def scale_by_ssbroyden(*, scale_init: bool = True) -> optax.GradientTransformationExtraArgs:
+    """:func:`scale_by_quasi_newton` with a dense H and :func:`jaxqn.ssbroyden_update`.
+
+    After a step that the rest of the chain bent away from −H g, the update is plain BFGS.
+
+    Args:
+      scale_init: as in :func:`scale_by_bfgs`.
+
+    Returns:
+      An ``optax.GradientTransformationExtraArgs``.
+
+    Example:
+      >>> transform, x = scale_by_ssbroyden(), jnp.array([3.0])
+      >>> _, state = transform.update(2 * x, transform.init(x), x)
+      >>> transform.update(2 * (x - 1), state, x - 1)[0].tolist()
+      [2.0]
+    """
+    return scale_by_quasi_newton(dense(ssbroyden_rule, scale_init=scale_init))
