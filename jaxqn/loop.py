@@ -18,9 +18,9 @@ from jaxqn._typing import Array
 from jaxqn.linesearch import LineSearch
 from jaxqn.linesearch.conditions import rounding_noise
 from jaxqn.quasi_newton import QuasiNewton
-from jaxqn.termination import Counts, Status, Tolerances, assess
+from jaxqn.termination import Status, Tolerances, assess
 
-__all__ = ["LoopState", "Point", "run", "start", "trip"]
+__all__ = ["LoopState", "Point", "lowest", "run", "start", "trip"]
 
 
 def select(condition: Array, this: Any, that: Any) -> Any:
@@ -49,16 +49,16 @@ class LoopState(NamedTuple):
 
     Attributes:
       point: the current point.
-      best: the lowest point of the current search, ``point`` at first.
+      best: the lowest trial of the current search; it counts only where it is lower than ``point``.
       Hg: H g at ``point``; the direction is −Hg.
       search: state of the line search.
       approx: state of the inverse-Hessian approximation.
       steepest: whether the direction is the negative gradient.
-      unit: the unit the approximation measures gradients in: the largest entry of the first one, or
-        1 where an H0 was given. It keeps squares of gradients in range: H is held times ``unit``.
-      norms: largest entry of the gradient: at the first point, at the current one, and the
-        smallest so far; shape ``(3,)``.
-      counts: counters.
+      norms: shape ``(4,)``: the unit in which the approximation measures gradients, and the largest
+        entry of the gradient at the first point, at the current one, and where it was smallest.
+        The unit is the first of these norms, or 1 where an H0 was given; it keeps the squares of
+        gradients in range. H is held times the unit.
+      counts: steps taken, evaluations, and steps in a row without progress; int32, shape ``(3,)``.
       status: :class:`jaxqn.Status`, int32.
     """
 
@@ -68,9 +68,8 @@ class LoopState(NamedTuple):
     search: Any
     approx: Any
     steepest: Array
-    unit: Array
     norms: Array
-    counts: Counts
+    counts: Array
     status: Array
 
 
@@ -94,10 +93,9 @@ def start(x: Array, aux: Any, qn: QuasiNewton, linesearch: LineSearch, H0: Array
         search=linesearch.init(zero, -one, one),
         approx=qn.init(x, H0),
         steepest=jnp.ones((), bool),
-        # The sign marks a unit that is yet to be taken from the first gradient.
-        unit=-one if H0 is None else one,
-        norms=jnp.full((3,), jnp.inf, x.dtype),
-        counts=Counts(*(jnp.zeros((), jnp.int32),) * 3),
+        # A unit of 0 is yet to be taken from the first gradient.
+        norms=jnp.array([0 if H0 is None else 1, jnp.inf, jnp.inf, jnp.inf], x.dtype),
+        counts=jnp.zeros((3,), jnp.int32),
         status=jnp.int32(Status.RUNNING),
     )
 
@@ -110,8 +108,9 @@ def trip(
     tol: Tolerances,
 ) -> LoopState:
     """Propose, evaluate, commit or hold, correct, assess."""
-    point, counts = state.point, state.counts
-    first = counts.nfev == 0
+    point = state.point
+    nit, nfev, flat = state.counts
+    first = nfev == 0
 
     # Propose and evaluate. This is the only place where the objective is called.
     alpha = state.search.alpha
@@ -129,7 +128,8 @@ def trip(
     # Commit, or hold: then s = y = 0, and correcting changes nothing.
     new = select(accepted, trial, select(rescued, best, point))
     g_norm = inf_norm(new.g)
-    unit = jnp.where(state.unit < 0, jnp.where(g_norm > 0, g_norm, 1), state.unit)
+    unit, g0_norm, _, g_best = state.norms
+    unit = jnp.where(unit > 0, unit, jnp.where(g_norm > 0, g_norm, 1))
     s, y, g = new.x - point.x, (new.g - point.g) / unit, new.g / unit
     approx, Hg = qn.advance(state.approx, s, y, g, state.Hg, moved)
 
@@ -147,36 +147,38 @@ def trip(
 
     # Assess.
     decrease = point.f - new.f
-    progress = first | (decrease > eps(new.f.dtype) * jnp.abs(new.f)) | (g_norm < 0.9 * state.norms[2])
-    counts = Counts(
-        nit=counts.nit + (moved & ~first).astype(jnp.int32),
-        nfev=counts.nfev + 1,
-        flat=jnp.where(moved, jnp.where(progress, 0, counts.flat + 1), counts.flat),
-    )
-    g0_norm = jnp.where(first, g_norm, state.norms[0])
+    progress = first | (decrease > eps(new.f.dtype) * jnp.abs(new.f)) | (g_norm < 0.9 * g_best)
+    step = moved & ~first
+    flat = jnp.where(moved, jnp.where(progress, 0, flat + 1), flat)
+    counts = jnp.stack([nit + step.astype(nit.dtype), nfev + 1, flat])
+    g0_norm = jnp.where(first, g_norm, g0_norm)
     status = assess(
         tol,
         counts,
         finite=jnp.isfinite(new.f) & jnp.isfinite(g_norm),
         g_norm=g_norm,
         g0_norm=g0_norm,
-        within_ftol=moved & ~first & (decrease <= tol.ftol * jnp.abs(new.f)),
-        within_xtol=moved & ~first & (gram[2, 2] <= tol.xtol**2 * gram[3, 3]),
+        within_ftol=step & (decrease <= tol.ftol * jnp.abs(new.f)),
+        within_xtol=step & (gram[2, 2] <= tol.xtol**2 * gram[3, 3]),
         failed=failed & state.steepest,
         hidden=alpha * jnp.abs(dphi0) <= rounding_noise(point.f),
     )
     return LoopState(
         point=new,
-        best=select(moved, new, best),
+        best=best._replace(f=jnp.where(moved, new.f, best.f)),
         Hg=Hg,
         search=select(moved | lost, fresh_search, search),
         approx=approx,
         steepest=steepest,
-        unit=unit,
-        norms=jnp.stack([g0_norm, g_norm, jnp.minimum(state.norms[2], g_norm)]),
+        norms=jnp.stack([unit, g0_norm, g_norm, jnp.minimum(g_best, g_norm)]),
         counts=counts,
         status=status,
     )
+
+
+def lowest(state: LoopState) -> Point:
+    """The lowest finite point seen."""
+    return select(state.best.f < state.point.f, state.best, state.point)
 
 
 def revive(state: LoopState, tol: Tolerances) -> LoopState:
@@ -186,14 +188,14 @@ def revive(state: LoopState, tol: Tolerances) -> LoopState:
         tol,
         state.counts,
         finite=~false,
-        g_norm=state.norms[1],
-        g0_norm=state.norms[0],
+        g_norm=state.norms[2],
+        g0_norm=state.norms[1],
         within_ftol=false,
         within_xtol=false,
         failed=false,
         hidden=false,
     )
-    started = state.counts.nfev > 0
+    started = state.counts[1] > 0
     final = (state.status == Status.LINE_SEARCH_FAILED) | (state.status == Status.NON_FINITE)
     status = jnp.where(final, state.status, status)
     return state._replace(status=jnp.where(started, status, state.status))

@@ -23,7 +23,7 @@ from jaxqn._checks import (
 )
 from jaxqn._typing import Array, ArrayTree, Objective
 from jaxqn.linesearch import LineSearch, wolfe
-from jaxqn.loop import LoopState, Point, run, start
+from jaxqn.loop import LoopState, Point, lowest, run, start
 from jaxqn.quasi_newton import QuasiNewton, inverse_hessian, method_by_name
 from jaxqn.termination import MESSAGES, Status, Tolerances, default_rtol
 
@@ -70,7 +70,7 @@ class MinimizeResult(NamedTuple):
     @property
     def hess_inv(self) -> Array:
         """The final inverse-Hessian approximation, shape ``(n, n)``, over ravelled parameters."""
-        unit = self.state.unit[..., None, None]
+        unit = self.state.norms[..., 0, None, None]
         return inverse_hessian(self.state.approx) / unit
 
 
@@ -202,14 +202,15 @@ def _run(
         return Point(x, f, g, aux)
 
     state = run(state, evaluate, qn, linesearch, tol)
-    best = state.best
+    best = lowest(state)
+    nit, nfev, _ = state.counts
     return MinimizeResult(
         x=unravel(best.x),
         fun=best.f,
         jac=unravel(best.g),
         status=state.status,
-        nit=state.counts.nit,
-        nfev=state.counts.nfev,
+        nit=nit,
+        nfev=nfev,
         state=state,
         aux=best.aux,
     )
@@ -246,7 +247,7 @@ def _observed(
         )
     last_print, slice_length = time.monotonic(), 1
     while True:
-        reached = int(state.counts.nit)
+        reached = int(state.counts[0])
         pause = min(int(tol.maxiter), reached + (1 if callback else slice_length))
         result = go(x0, state, tol._replace(maxiter=np.int32(pause)))
         state = result.state

@@ -56,27 +56,22 @@ class QuasiNewton(NamedTuple):
 class DenseState(NamedTuple):
     """A dense H, with its newest corrections kept beside the matrix until they are folded in.
 
-        H = shift · I + scale · matrix + panelᵀ diag(weights) panel
+        H = base[0] · I + base[1] · matrix + panelᵀ diag(weights) panel
 
     Attributes:
-      matrix: shape ``(n, n)``; meaningless while ``scale`` is 0.
-      shift: multiple of the identity, shape ``()``.
-      scale: factor of ``matrix``, shape ``()``.
+      matrix: shape ``(n, n)``; meaningless while its factor is 0.
+      base: factors of the identity and of the matrix, shape ``(2,)``.
       panel: correction vectors, shape ``(2 k, n)``.
       weights: their weights, shape ``(2 k,)``.
-      filled: rows of the panel in use, int32.
-      count: pairs absorbed since the start or the last reset, int32.
-      skipped: pairs refused since the start, int32.
+      counts: pairs absorbed since the start or the last reset, pairs refused since the start, and
+        rows of the panel in use; int32, shape ``(3,)``.
     """
 
     matrix: Array
-    shift: Array
-    scale: Array
+    base: Array
     panel: Array
     weights: Array
-    filled: Array
-    count: Array
-    skipped: Array
+    counts: Array
 
 
 def default_panel(n: int) -> int:
@@ -118,17 +113,15 @@ def dense(
         given = H0 is not None
         return DenseState(
             matrix=jnp.array(H0, dtype) if given else jnp.zeros((n, n), dtype),
-            shift=jnp.zeros((), dtype) if given else jnp.ones((), dtype),
-            scale=jnp.ones((), dtype) if given else jnp.zeros((), dtype),
+            base=jnp.array([0, 1] if given else [1, 0], dtype),
             panel=jnp.zeros((2 * k, n), dtype),
             weights=jnp.zeros((2 * k,), dtype),
-            filled=jnp.zeros((), jnp.int32),
-            count=jnp.zeros((), jnp.int32),
-            skipped=jnp.zeros((), jnp.int32),
+            counts=jnp.zeros((3,), jnp.int32),
         )
 
     def apply(state: DenseState, g: Array) -> Array:
-        Hg = state.shift * g + state.scale * dot(state.matrix, g)
+        shift, scale = state.base
+        Hg = shift * g + scale * dot(state.matrix, g)
         if state.weights.size:
             Hg += dot(state.weights * dot(state.panel, g), state.panel)
         return Hg
@@ -136,7 +129,7 @@ def dense(
     def absorb(state: DenseState, pair: Pair) -> tuple[DenseState, Array, Array, Array]:
         """Correct H by a pair; also return the factor and the low-rank part of the correction."""
         if scale_init:
-            first = (state.scale == 0) & (state.count == 0)
+            first = (state.base[1] == 0) & (state.counts[0] == 0)
             first &= has_curvature(pair.ss, pair.sy, pair.yy)
             gamma = jnp.where(first, safe_divide(pair.sy, pair.yy, first), jnp.ones_like(pair.sy))
             w, yw, sBs = gamma * pair.w, gamma * pair.yw, pair.sBs / gamma
@@ -146,12 +139,11 @@ def dense(
         c = rule(pair)
         rows, weights = jnp.stack(corners(pair.s, pair.w, c)), jnp.stack([c.alpha, c.beta])
         scale = c.scale * gamma
+        tally = jnp.stack([c.accepted, ~c.accepted & (pair.ss > 0), jnp.zeros((), bool)])
         state = state._replace(
-            shift=state.shift * scale,
-            scale=state.scale * scale,
+            base=state.base * scale,
             weights=state.weights * scale,
-            count=state.count + c.accepted.astype(jnp.int32),
-            skipped=state.skipped + (~c.accepted & (pair.ss > 0)).astype(jnp.int32),
+            counts=state.counts + tally.astype(jnp.int32),
         )
         store = _defer if state.weights.size else _write
         return store(state, rows, weights, c.accepted), scale, rows, weights
@@ -159,7 +151,7 @@ def dense(
     def update(state: DenseState, s: Array, y: Array) -> DenseState:
         rows = jnp.stack([s, y, apply(state, y)])
         unknown = jnp.full((), jnp.nan, s.dtype)
-        return absorb(state, _pair(rows, dot(rows, rows.T), unknown, state.count))[0]
+        return absorb(state, _pair(rows, dot(rows, rows.T), unknown, state.counts[0]))[0]
 
     def advance(
         state: DenseState, s: Array, y: Array, g: Array, Hg: Array, moved: Array
@@ -173,20 +165,17 @@ def dense(
         rows = jnp.stack([s, y, product - Hg, Hg, g])
         gram = dot(rows, rows.T)
         sBs = _step_curvature(gram[0, 0], gram[0, 3], gram[3, 3], gram[0, 4] - gram[0, 1])
-        pair = _pair(rows, gram, sBs, state.count)
+        pair = _pair(rows, gram, sBs, state.counts[0])
         state, scale, rows, weights = absorb(state, pair)
         return state, scale * product + dot(weights * dot(rows, g), rows)
 
     def reset(state: DenseState, when: Array) -> DenseState:
-        def masked(value: float, old: Array) -> Array:
-            return jnp.where(when, jnp.full_like(old, value), old)
-
+        identity = jnp.array([1, 0], state.base.dtype)
+        nothing_in_use = state.counts * jnp.array([0, 1, 0], state.counts.dtype)
         return state._replace(
-            shift=masked(1, state.shift),
-            scale=masked(0, state.scale),
-            weights=masked(0, state.weights),
-            filled=masked(0, state.filled),
-            count=masked(0, state.count),
+            base=jnp.where(when, identity, state.base),
+            weights=jnp.where(when, jnp.zeros_like(state.weights), state.weights),
+            counts=jnp.where(when, nothing_in_use, state.counts),
         )
 
     return QuasiNewton(init, update, apply, advance, reset)
@@ -221,39 +210,38 @@ def _step_curvature(ss: Array, sHg: Array, HgHg: Array, sg: Array) -> Array:
 def _write(state: DenseState, rows: Array, weights: Array, accepted: Array) -> DenseState:
     """Correct the matrix at once; a refused pair has zero weights, and needs no select."""
     (p, q), (alpha, beta) = rows, weights
-    one, zero = jnp.ones_like(state.scale), jnp.zeros_like(state.shift)
-    scale = jnp.where(accepted, state.scale, one)
-    shift = jnp.where(accepted, state.shift, zero)
+    written = jnp.array([0, 1], state.base.dtype)
+    shift, scale = jnp.where(accepted, state.base, written)
     correction = jnp.outer(alpha * p, p) + jnp.outer(beta * q, q)
     return state._replace(
         matrix=scale * state.matrix + (correction + shift * _identity(state)),
-        scale=jnp.where(accepted, one, state.scale),
-        shift=jnp.where(accepted, zero, state.shift),
+        base=jnp.where(accepted, written, state.base),
     )
 
 
 def _defer(state: DenseState, rows: Array, weights: Array, accepted: Array) -> DenseState:
     """Put a correction into the panel; fold the panel into the matrix when it is full."""
-    at = state.filled
+    at = state.counts[2]
+    used = 2 * accepted.astype(jnp.int32) * jnp.array([0, 0, 1], jnp.int32)
     state = state._replace(
         panel=jax.lax.dynamic_update_slice(state.panel, rows, (at, jnp.zeros_like(at))),
         weights=jax.lax.dynamic_update_slice(state.weights, weights, (at,)),
-        filled=at + 2 * accepted.astype(at.dtype),
+        counts=state.counts + used,
     )
     # A loop of at most one trip, not a cond: it updates the matrix in place, and under vmap it
     # runs only when some lane's panel is full.
-    return jax.lax.while_loop(lambda s: s.filled == s.weights.shape[0], _fold, state)
+    return jax.lax.while_loop(lambda s: s.counts[2] == s.weights.shape[0], _fold, state)
 
 
 def _fold(state: DenseState) -> DenseState:
     """Write the panel into the matrix."""
+    shift, scale = state.base
     correction = dot((state.weights[:, None] * state.panel).T, state.panel)
     return state._replace(
-        matrix=state.scale * state.matrix + (correction + state.shift * _identity(state)),
-        shift=jnp.zeros_like(state.shift),
-        scale=jnp.ones_like(state.scale),
+        matrix=scale * state.matrix + (correction + shift * _identity(state)),
+        base=jnp.array([0, 1], state.base.dtype),
         weights=jnp.zeros_like(state.weights),
-        filled=jnp.zeros_like(state.filled),
+        counts=state.counts * jnp.array([1, 1, 0], jnp.int32),
     )
 
 
@@ -262,7 +250,7 @@ def inverse_hessian(state: DenseState) -> Array:
     low_rank = jnp.einsum(
         "...k,...ki,...kj->...ij", state.weights, state.panel, state.panel, precision=HIGHEST
     )
-    shift, scale = state.shift[..., None, None], state.scale[..., None, None]
+    shift, scale = state.base[..., 0, None, None], state.base[..., 1, None, None]
     return shift * _identity(state) + scale * state.matrix + low_rank
 
 

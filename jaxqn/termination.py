@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxqn._numerics import eps
 from jaxqn._typing import Array
 
-__all__ = ["MESSAGES", "Counts", "Status", "Tolerances", "assess", "default_rtol"]
+__all__ = ["MESSAGES", "Status", "Tolerances", "assess", "default_rtol"]
 
 
 class Status(enum.IntEnum):
@@ -73,28 +73,14 @@ def default_rtol(dtype: jax.typing.DTypeLike) -> float:
     return max(1e-10, eps(dtype))
 
 
-class Counts(NamedTuple):
-    """Counters, all int32.
-
-    Attributes:
-      nit: steps taken.
-      nfev: evaluations of value and gradient.
-      flat: consecutive steps without visible progress: no decrease of the objective by more
-        than its last digit, and no gradient much smaller than the smallest before.
-    """
-
-    nit: Array
-    nfev: Array
-    flat: Array
-
-
 FLAT_LIMIT = 10
-"""Consecutive steps without visible progress after which a run counts as stalled."""
+"""Steps in a row without progress after which a run counts as stalled: none of them decreased the
+objective by more than its last digit, or reached a gradient much smaller than any before."""
 
 
 def assess(
     tol: Tolerances,
-    counts: Counts,
+    counts: Array,
     *,
     finite: Array,
     g_norm: Array,
@@ -108,7 +94,7 @@ def assess(
 
     Args:
       tol: tolerances and budgets.
-      counts: counters.
+      counts: steps taken, evaluations, and steps in a row without progress, int32.
       finite: whether the current value and gradient are finite.
       g_norm: largest entry of the current gradient.
       g0_norm: the same at the first point.
@@ -117,15 +103,16 @@ def assess(
       failed: whether the search along the negative gradient failed.
       hidden: whether the decrease it sought at last was below the rounding noise.
     """
+    nit, nfev, flat = counts
     tests = [
         (~finite, Status.NON_FINITE),
         (g_norm <= jnp.maximum(tol.gtol, tol.grtol * g0_norm), Status.CONVERGED),
         (within_ftol & (tol.ftol > 0), Status.FTOL),
         (within_xtol & (tol.xtol > 0), Status.XTOL),
-        ((counts.flat >= FLAT_LIMIT) | (failed & hidden), Status.STALLED),
+        ((flat >= FLAT_LIMIT) | (failed & hidden), Status.STALLED),
         (failed, Status.LINE_SEARCH_FAILED),
-        (counts.nit >= tol.maxiter, Status.MAX_ITER),
-        (counts.nfev >= tol.maxfun, Status.MAX_FUN),
+        (nit >= tol.maxiter, Status.MAX_ITER),
+        (nfev >= tol.maxfun, Status.MAX_FUN),
     ]
     status = jnp.int32(Status.RUNNING)
     for holds, value in reversed(tests):

@@ -11,7 +11,6 @@ import numpy as np
 import optax
 
 from jaxqn._checks import scalar_value, split_aux
-from jaxqn._numerics import inf_norm
 from jaxqn._typing import Array, ArrayTree
 from jaxqn.linesearch import LineSearch, wolfe
 from jaxqn.loop import first_step
@@ -240,10 +239,10 @@ def _search(
 
 
 def _first_trial(phi0: Array, dphi0: Array, direction: optax.Updates) -> Array:
-    """:func:`jaxqn.loop.first_step` along any direction d: min(1/‖d‖, 2 |phi0/dphi0|)."""
+    """The driver's first step along −g, along any direction d: min(1/‖d‖, 2 |phi0/dphi0|)."""
     dd = optax.tree.vdot(direction, direction)
-    size = sum(leaf.size for leaf in jax.tree.leaves(direction))
-    return first_step(phi0 * (dd / jnp.abs(dphi0)), dd, inf_norm(direction), size)
+    length = jnp.sqrt(jnp.where(dd > 0, dd, jnp.ones_like(dd)))
+    return first_step(phi0 * (dd / jnp.abs(dphi0)), length) / length
 
 
 def _like(example: ArrayTree, tree: ArrayTree) -> ArrayTree:
