@@ -84,9 +84,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--resamples", type=int, default=300, metavar="N", help="default: %(default)s, at least 2"
     )
-    parser.add_argument(
-        "--plot", type=Path, metavar="FILE.png", help="draw spread and convergence"
-    )
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw spread and convergence")
     options = parser.parse_args(argv)
     if options.resamples < 2:
         parser.error(f"--resamples must be at least 2, got {options.resamples}")

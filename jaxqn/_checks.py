@@ -83,7 +83,9 @@ def check_hess_inv0(H0: Any, n: int, dtype: np.dtype) -> Array:
     """An initial inverse Hessian: shape, symmetry, positive definiteness (unless traced)."""
     H0 = jnp.asarray(H0, dtype)
     if H0.shape != (n, n):
-        raise ValueError(f"hess_inv0 has shape {H0.shape}, but x0 has {n} entries: expected {(n, n)}")
+        raise ValueError(
+            f"hess_inv0 has shape {H0.shape}, but x0 has {n} entries: expected {(n, n)}"
+        )
     if is_traced(H0):
         return H0
     matrix = np.asarray(H0)

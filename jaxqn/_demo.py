@@ -76,9 +76,7 @@ def load_iris(dtype: str) -> Problem:
     standardised = (table - table.mean(axis=0)) / table.std(axis=0)
     one_hot = np.array([[label == name for name in species] for label in labels])
     features = tuple(name.removesuffix("_cm").replace("_", " ") for name in header[:-1])
-    return Problem(
-        jnp.asarray(standardised, dtype), jnp.asarray(one_hot, dtype), features, species
-    )
+    return Problem(jnp.asarray(standardised, dtype), jnp.asarray(one_hot, dtype), features, species)
 
 
 def tolerance(problem: Problem) -> float:

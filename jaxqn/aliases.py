@@ -11,12 +11,13 @@ from jaxqn.transforms import (
     scale_by_broyden,
     scale_by_dfp,
     scale_by_linesearch,
+    scale_by_osbfgs,
     scale_by_sr1,
     scale_by_ssbfgs,
     scale_by_ssbroyden,
 )
 
-__all__ = ["bfgs", "broyden", "dfp", "sr1", "ssbfgs", "ssbroyden"]
+__all__ = ["bfgs", "broyden", "dfp", "osbfgs", "sr1", "ssbfgs", "ssbroyden"]
 
 Search = LineSearch | optax.GradientTransformation | EllipsisType | None
 
@@ -81,7 +82,10 @@ def dfp(
     """DFP: :func:`jaxqn.scale_by_dfp` in the chain that :func:`bfgs` describes, arguments and all.
 
     Example:
-      >>> optimizer = dfp(learning_rate=0.1)
+      >>> import jax.numpy as jnp
+      >>> optimizer, x = dfp(learning_rate=0.5), jnp.array([3.0])
+      >>> optimizer.update(2 * x, optimizer.init(x), x)[0].tolist()
+      [-3.0]
     """
     return _chain(scale_by_dfp(scale_init=scale_init), learning_rate, linesearch, has_aux)
 
@@ -96,7 +100,10 @@ def sr1(
     """SR1: :func:`jaxqn.scale_by_sr1` in the chain that :func:`bfgs` describes, arguments and all.
 
     Example:
-      >>> optimizer = sr1(learning_rate=0.1)
+      >>> import jax.numpy as jnp
+      >>> optimizer, x = sr1(learning_rate=0.5), jnp.array([3.0])
+      >>> optimizer.update(2 * x, optimizer.init(x), x)[0].tolist()
+      [-3.0]
     """
     return _chain(scale_by_sr1(scale_init=scale_init), learning_rate, linesearch, has_aux)
 
@@ -122,11 +129,32 @@ def broyden(
       An ``optax.GradientTransformationExtraArgs``.
 
     Example:
-      >>> optimizer = broyden(learning_rate=0.1, phi=0.25)
+      >>> import jax.numpy as jnp
+      >>> optimizer, x = broyden(learning_rate=0.5, phi=0.25), jnp.array([3.0])
+      >>> optimizer.update(2 * x, optimizer.init(x), x)[0].tolist()
+      [-3.0]
     """
-    return _chain(
-        scale_by_broyden(phi, scale_init=scale_init), learning_rate, linesearch, has_aux
-    )
+    return _chain(scale_by_broyden(phi, scale_init=scale_init), learning_rate, linesearch, has_aux)
+
+
+def osbfgs(
+    learning_rate: optax.ScalarOrSchedule | None = None,
+    *,
+    linesearch: Search = ...,
+    has_aux: bool = False,
+    scale_init: bool = True,
+) -> optax.GradientTransformationExtraArgs:
+    """Self-scaled BFGS with a switch, the driver's default: :func:`jaxqn.scale_by_osbfgs`.
+
+    The chain and its arguments are those of :func:`bfgs`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> optimizer, x = osbfgs(learning_rate=0.5), jnp.array([3.0])
+      >>> optimizer.update(2 * x, optimizer.init(x), x)[0].tolist()
+      [-3.0]
+    """
+    return _chain(scale_by_osbfgs(scale_init=scale_init), learning_rate, linesearch, has_aux)
 
 
 def ssbfgs(
@@ -139,7 +167,10 @@ def ssbfgs(
     """Self-scaled BFGS: :func:`jaxqn.scale_by_ssbfgs` in the chain that :func:`bfgs` describes.
 
     Example:
-      >>> optimizer = ssbfgs(learning_rate=0.1)
+      >>> import jax.numpy as jnp
+      >>> optimizer, x = ssbfgs(learning_rate=0.5), jnp.array([3.0])
+      >>> optimizer.update(2 * x, optimizer.init(x), x)[0].tolist()
+      [-3.0]
     """
     return _chain(scale_by_ssbfgs(scale_init=scale_init), learning_rate, linesearch, has_aux)
 
@@ -154,7 +185,10 @@ def ssbroyden(
     """Self-scaled Broyden: :func:`jaxqn.scale_by_ssbroyden` in the chain of :func:`bfgs`.
 
     Example:
-      >>> optimizer = ssbroyden(learning_rate=0.1)
+      >>> import jax.numpy as jnp
+      >>> optimizer, x = ssbroyden(learning_rate=0.5), jnp.array([3.0])
+      >>> optimizer.update(2 * x, optimizer.init(x), x)[0].tolist()
+      [-3.0]
     """
     return _chain(scale_by_ssbroyden(scale_init=scale_init), learning_rate, linesearch, has_aux)
 
@@ -166,7 +200,9 @@ def _chain(
     has_aux: bool,
 ) -> optax.GradientTransformationExtraArgs:
     """The transformation, the learning rate with the sign, and the search if there is one."""
-    rate = optax.scale(-1.0) if learning_rate is None else optax.scale_by_learning_rate(learning_rate)
+    rate = (
+        optax.scale(-1.0) if learning_rate is None else optax.scale_by_learning_rate(learning_rate)
+    )
     if linesearch is ...:
         linesearch = scale_by_linesearch(has_aux=has_aux) if learning_rate is None else None
     elif isinstance(linesearch, LineSearch):

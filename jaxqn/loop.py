@@ -82,7 +82,9 @@ def first_step(f: Array, g_length: Array) -> Array:
     return jnp.where(distance > 0, jnp.minimum(distance, 1), jnp.ones_like(distance))
 
 
-def start(x: Array, aux: Any, qn: QuasiNewton, linesearch: LineSearch, H0: Array | None) -> LoopState:
+def start(
+    x: Array, aux: Any, qn: QuasiNewton, linesearch: LineSearch, H0: Array | None
+) -> LoopState:
     """The state before anything is evaluated: the first trip evaluates x itself."""
     zero, one = jnp.zeros((), x.dtype), jnp.ones((), x.dtype)
     nowhere = Point(x, f=jnp.full((), jnp.inf, x.dtype), g=jnp.zeros_like(x), aux=aux)

@@ -157,9 +157,7 @@ def minimize(
         state = _start(x0, args, H0, fun=fun, qn=qn, linesearch=linesearch, has_aux=has_aux)
     elif H0 is not None:
         raise ValueError("hess_inv0 is for a new run; this one continues a state")
-    go = functools.partial(
-        _run, args=args, fun=fun, qn=qn, linesearch=linesearch, has_aux=has_aux
-    )
+    go = functools.partial(_run, args=args, fun=fun, qn=qn, linesearch=linesearch, has_aux=has_aux)
     if callback is None and not progress:
         return go(x0, state, tol)
     return _observed(go, x0, state, tol, callback, progress)
@@ -226,7 +224,9 @@ def _tolerances(
         grtol=np.asarray(default_rtol(dtype) if gtol is None else 0.0, dtype),
         ftol=nonnegative("ftol", ftol, dtype),
         xtol=nonnegative("xtol", xtol, dtype),
-        maxiter=whole_number("maxiter", max(1000, 200 * n) if maxiter is None else maxiter, least=0),
+        maxiter=whole_number(
+            "maxiter", max(1000, 200 * n) if maxiter is None else maxiter, least=0
+        ),
         maxfun=whole_number("maxfun", limit if maxfun is None else maxfun, least=1),
     )
 

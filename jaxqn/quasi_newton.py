@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxqn._numerics import HIGHEST, dot, safe_divide
 from jaxqn._typing import Array
 from jaxqn.curvature import has_curvature
-from jaxqn.updates import (
+from jaxqn.rules import (
     Pair,
     Rule,
     bfgs_rule,
@@ -91,7 +91,7 @@ def dense(
     numbers, or 3 with ``panel=0``.
 
     Args:
-      rule: what to do with a pair; see :mod:`jaxqn.updates`.
+      rule: what to do with a pair; see :mod:`jaxqn.rules`.
       scale_init: multiply the initial H = I by sᵀy/yᵀy before the first update (Nocedal & Wright,
         eq. 6.20). An H0 given by the caller is never rescaled.
       panel: pairs to defer; by default 0 for small n and 16 for large.

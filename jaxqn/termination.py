@@ -36,8 +36,9 @@ MESSAGES: dict[Status, str] = {
     "minimum to the precision of the dtype; check jac, and use float64 for more digits.",
     Status.MAX_ITER: "Stopped at maxiter. Continue with state=result.state and a larger maxiter.",
     Status.MAX_FUN: "Stopped at maxfun. Continue with state=result.state and a larger maxfun.",
-    Status.LINE_SEARCH_FAILED: "No decrease along the negative gradient: the gradient does not "
-    "match the objective. Look for discontinuities, stopped gradients, or noise in the objective.",
+    Status.LINE_SEARCH_FAILED: "No decrease along the negative gradient, although its slope promises "
+    "one: the gradient does not match the objective, or the objective is noisier than its last "
+    "digit. Look for discontinuities, stopped gradients and cancellation; try float64.",
     Status.NON_FINITE: "The objective or its gradient is not finite at x0. Start elsewhere, or "
     "look for log, sqrt or division by zero in the objective.",
     Status.STOPPED: "Stopped by the callback.",

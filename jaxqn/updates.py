@@ -1,49 +1,45 @@
 """Rank-one and rank-two corrections of the inverse Hessian: ``(H, s, y) -> H``.
 
-Every update here maps y to s (the secant equation H₊ y = s), costs one product w = H y and one
-pass over H, and leaves H exactly as it is when the pair is unusable (a zero pair, too little
-curvature, a NaN). They all have one shape,
+Notation: s = x₊ − x (step), y = g₊ − g (gradient change), H ≈ (∇²f)⁻¹, B = H⁻¹, w = H y. Every
+quasi-Newton update maps y to s (the secant equation H₊ y = s), costs one product w and one pass
+over H, and leaves H exactly as it is when the pair is unusable: a zero pair, too little curvature,
+a NaN.
 
-    H₊ = scale · H + alpha · p pᵀ + beta · q qᵀ,     p = s − mu w,   q = w − nu s,
-
-so a method is a *rule*: a function from the scalars of a pair to ``(scale, alpha, mu, beta, nu)``.
-The rules below are the textbook; :func:`correct` is the only place where H is touched.
-
-Direct Hessians need no second family. With B = H⁻¹, swapping s and y gives the dual:
-``dfp_update(B, y, s)`` is the BFGS update of B, ``bfgs_update(B, y, s)`` is DFP's, and SR1 is its
-own dual (Nocedal & Wright, section 6.1).
+Direct Hessians need no second family. Swapping s and y gives the dual: ``dfp_update(B, y, s)`` is
+the BFGS update of B, ``bfgs_update(B, y, s)`` is DFP's, and SR1 is its own dual (Nocedal & Wright,
+section 6.1).
 """
 
 import functools
-from collections.abc import Callable
-from typing import NamedTuple
 
+import chex
 import jax.numpy as jnp
 
 from jaxqn._numerics import dot, eps, safe_divide
 from jaxqn._typing import Array
-from jaxqn.curvature import has_curvature
+from jaxqn.rules import (
+    Pair,
+    Rule,
+    bfgs_rule,
+    broyden_class,
+    corners,
+    dfp_rule,
+    osbfgs_rule,
+    sr1_rule,
+    ssbfgs_rule,
+    ssbroyden_rule,
+)
 
 __all__ = [
-    "Correction",
-    "Pair",
-    "Rule",
-    "bfgs_rule",
     "bfgs_update",
-    "broyden_rule",
     "broyden_update",
-    "dfp_rule",
     "dfp_update",
-    "osbfgs_rule",
     "osbfgs_update",
     "rank_one",
     "rank_two",
     "sherman_morrison",
-    "sr1_rule",
     "sr1_update",
-    "ssbfgs_rule",
     "ssbfgs_update",
-    "ssbroyden_rule",
     "ssbroyden_update",
 ]
 
@@ -116,163 +112,11 @@ def sherman_morrison(A_inv: Array, u: Array, v: Array, *, rtol: float | None = N
     return A_inv - jnp.outer(c * jnp.where(usable, left, 0), jnp.where(usable, right, 0))
 
 
-class Pair(NamedTuple):
-    """What a rule sees of a pair: two vectors, one product, and their inner products.
-
-    Attributes:
-      s: step, shape ``(n,)``.
-      y: gradient change, shape ``(n,)``.
-      w: H y, shape ``(n,)``.
-      ss: sᵀs.
-      sy: sᵀy.
-      yy: yᵀy.
-      yw: yᵀH y.
-      sBs: sᵀB s, or NaN where it is not known (a step that is not along −H g); the self-scaled
-        rules then fall back to their unscaled member.
-      count: pairs absorbed before this one, int32.
-    """
-
-    s: Array
-    y: Array
-    w: Array
-    ss: Array
-    sy: Array
-    yy: Array
-    yw: Array
-    sBs: Array
-    count: Array
-
-
-class Correction(NamedTuple):
-    """H₊ = scale H + alpha p pᵀ + beta q qᵀ with p = s − mu w, q = w − nu s.
-
-    Attributes:
-      accepted: whether the pair is used; otherwise scale = 1 and alpha = beta = 0.
-      scale: factor of the old matrix.
-      alpha: weight of p pᵀ.
-      mu: share of w taken out of s in p.
-      beta: weight of q qᵀ.
-      nu: share of s taken out of w in q.
-    """
-
-    accepted: Array
-    scale: Array
-    alpha: Array
-    mu: Array
-    beta: Array
-    nu: Array
-
-
-Rule = Callable[[Pair], Correction]
-
-
-def _broyden_class(pair: Pair, phi: Array | float, scale: Array | float = 1.0) -> Correction:
-    """The self-scaled Broyden class, every member of which this module builds on.
-
-        H₊ = scale [H − w wᵀ/(yᵀw) + phi v vᵀ] + rho s sᵀ,
-        v = √(yᵀw) (rho s − w/(yᵀw)),   rho = 1/(sᵀy),   h = yᵀw/(sᵀy),   scale = 1/tau.
-
-    In the span of s and w that is a 2×2 quadratic form; the square is completed on its s entry
-    when phi > 1/2 (BFGS: phi = 1) and on its w entry otherwise (DFP: phi = 0), so that neither
-    pivot can vanish.
-    """
-    accepted = has_curvature(pair.ss, pair.sy, pair.yy) & (pair.yw > 0) & jnp.isfinite(pair.yw)
-    one, zero = jnp.ones_like(pair.sy), jnp.zeros_like(pair.sy)
-    rho = safe_divide(one, pair.sy, accepted)
-    yw = jnp.where(accepted, pair.yw, one)
-    h = yw * rho
-    scale = jnp.where(accepted, scale, one)
-    near_bfgs = jnp.asarray(phi > 0.5)
-    gap = jnp.where(near_bfgs, one, 1 - phi)  # 1 − phi, where it is a divisor
-    mu = jnp.where(near_bfgs, phi * scale / jnp.where(near_bfgs, 1 + phi * h * scale, one), zero)
-    nu = jnp.where(near_bfgs, zero, -phi * h / gap)
-    alpha = rho * (1 + phi * h * scale / gap)
-    beta = -scale * ((1 - phi) / yw + jnp.where(near_bfgs, phi * mu * rho, zero))
-    return Correction(accepted, scale, alpha, mu, jnp.where(accepted, beta, zero), nu)
-
-
-def bfgs_rule(pair: Pair) -> Correction:
-    """BFGS: phi = 1. See :func:`bfgs_update`."""
-    return _broyden_class(pair, phi=1.0)
-
-
-def dfp_rule(pair: Pair) -> Correction:
-    """DFP: phi = 0. See :func:`dfp_update`."""
-    return _broyden_class(pair, phi=0.0)
-
-
-def broyden_rule(phi: Array | float) -> Rule:
-    """The Broyden class at a given phi. See :func:`broyden_update`."""
-    return functools.partial(_broyden_class, phi=phi)
-
-
-def sr1_rule(pair: Pair) -> Correction:
-    """SR1: H + v vᵀ/(vᵀy), v = s − w. See :func:`sr1_update`."""
-    v = pair.s - pair.w
-    vy, vv = dot(v, pair.y), dot(v, v)
-    floor = eps(vy.dtype) ** 0.5 * jnp.sqrt(vv) * jnp.sqrt(pair.yy)
-    accepted = (jnp.abs(vy) > floor) & jnp.isfinite(floor) & jnp.isfinite(vy)
-    one, zero = jnp.ones_like(vy), jnp.zeros_like(vy)
-    return Correction(accepted, one, safe_divide(one, vy, accepted), one, zero, zero)
-
-
-def _known_b(pair: Pair) -> tuple[Array, Array]:
-    """b = sᵀB s/(sᵀy), and whether it is known; 1 where it is not, which means "do not scale"."""
-    usable = pair.sy > 0
-    known = (pair.sBs > 0) & jnp.isfinite(pair.sBs) & usable
-    b = pair.sBs * safe_divide(jnp.ones_like(pair.sy), pair.sy, usable)
-    return jnp.where(known, b, jnp.ones_like(b)), known
-
-
-def ssbfgs_rule(pair: Pair) -> Correction:
-    """Self-scaled BFGS: phi = 1, tau = min(1, 1/b). See :func:`ssbfgs_update`."""
-    b, _ = _known_b(pair)
-    return _broyden_class(pair, phi=1.0, scale=jnp.maximum(1, b))
-
-
-def osbfgs_rule(pair: Pair) -> Correction:
-    """Self-scaled BFGS with a switch: tau = min(1, 1/b) where h < b. See :func:`osbfgs_update`."""
-    b, _ = _known_b(pair)
-    too_small = pair.yw < b * pair.sy
-    return _broyden_class(pair, phi=1.0, scale=jnp.where(too_small, jnp.maximum(1, b), 1.0))
-
-
-def ssbroyden_rule(pair: Pair) -> Correction:
-    """Self-scaled Broyden with the parameters of Al-Baali & Khalfan. See :func:`ssbroyden_update`."""
-    b, known = _known_b(pair)
-    n = pair.s.shape[0]
-    h = safe_divide(pair.yw, pair.sy, known)
-    tiny = eps(b.dtype)
-    a = jnp.maximum(h * b - 1, tiny)  # ≥ 0 by Cauchy-Schwarz; the floor keeps the limits a → 0
-    c = jnp.sqrt(a / (a + 1))
-    r = jnp.clip(h * (1 - c), tiny, 1)
-    theta = jnp.clip((1 - b) / b, (r - 1) / a, 1 / r)
-    sigma = jnp.maximum(1 + a * theta, tiny)
-    # From here on the reciprocal of tau.
-    by_b, by_volume = jnp.maximum(1, b), sigma ** (1 / max(n - 1, 1))
-    scale = jnp.where(
-        theta > 0, by_b * jnp.maximum(by_volume, theta), jnp.maximum(by_b * by_volume, 1 / sigma)
-    )
-    one = jnp.ones_like(b)
-    return _broyden_class(
-        pair, phi=jnp.where(known, (1 - theta) / sigma, one), scale=jnp.where(known, scale, one)
-    )
-
-
-def correct(H: Array, s: Array, w: Array, c: Correction) -> Array:
-    """Apply a correction to a matrix: one pass over H, exact when the pair was refused."""
-    p, q = corners(s, w, c)
-    return c.scale * H + (jnp.outer(c.alpha * p, p) + jnp.outer(c.beta * q, q))
-
-
-def corners(s: Array, w: Array, c: Correction) -> tuple[Array, Array]:
-    """The vectors p = s − mu w and q = w − nu s of a correction, zero when it was refused."""
-    zero = jnp.zeros_like(s)
-    return jnp.where(c.accepted, s - c.mu * w, zero), jnp.where(c.accepted, w - c.nu * s, zero)
-
-
 def _update(rule: Rule, H: Array, s: Array, y: Array, sBs: Array | None = None) -> Array:
-    """Run a rule on a matrix and a pair."""
+    """Correct a matrix by a pair, as the rule says: one product, one pass over H."""
+    chex.assert_rank(s, 1)
+    chex.assert_equal_shape([s, y])
+    chex.assert_shape(H, (s.shape[0], s.shape[0]))
     w = dot(H, y)
     unknown = jnp.full((), jnp.nan, H.dtype)
     pair = Pair(
@@ -286,7 +130,9 @@ def _update(rule: Rule, H: Array, s: Array, y: Array, sBs: Array | None = None) 
         sBs=unknown if sBs is None else jnp.asarray(sBs, H.dtype),
         count=jnp.zeros((), jnp.int32),
     )
-    return correct(H, s, w, rule(pair))
+    c = rule(pair)
+    p, q = corners(s, w, c)
+    return c.scale * H + (jnp.outer(c.alpha * p, p) + jnp.outer(c.beta * q, q))
 
 
 def bfgs_update(H: Array, s: Array, y: Array) -> Array:
@@ -397,7 +243,7 @@ def broyden_update(H: Array, s: Array, y: Array, *, phi: Array | float) -> Array
     References:
       Nocedal & Wright, 2006, section 6.3, eq. 6.32, in inverse form by duality.
     """
-    return _update(broyden_rule(phi), H, s, y)
+    return _update(functools.partial(broyden_class, phi=phi), H, s, y)
 
 
 def ssbfgs_update(H: Array, s: Array, y: Array, *, sBs: Array | float | None = None) -> Array:

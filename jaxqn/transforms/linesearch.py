@@ -216,7 +216,9 @@ def _search(
         return Search(machine, best, search.nfev + 1, done | failed, failed)
 
     phi0, dphi0 = jnp.asarray(value, dtype), slope(grad)
-    steepest = [jnp.all(d == -g) for d, g in zip(*map(jax.tree.leaves, (updates, grad)), strict=True)]
+    steepest = [
+        jnp.all(d == -g) for d, g in zip(*map(jax.tree.leaves, (updates, grad)), strict=True)
+    ]
     fresh = ~jnp.isfinite(state.value) | jnp.all(jnp.stack(steepest))
     alpha0 = jnp.where(fresh, _first_trial(phi0, dphi0, direction), jnp.ones_like(phi0))
     start = Trial(jnp.zeros_like(phi0), phi0, _like(params, grad))

@@ -17,21 +17,23 @@ from jax.flatten_util import ravel_pytree
 from jaxqn._numerics import dot
 from jaxqn._typing import Array
 from jaxqn.quasi_newton import QuasiNewton, dense
-from jaxqn.transforms._common import at_least_float32, float_dtypes, once
-from jaxqn.updates import (
+from jaxqn.rules import (
     bfgs_rule,
     broyden_rule,
     dfp_rule,
+    osbfgs_rule,
     sr1_rule,
     ssbfgs_rule,
     ssbroyden_rule,
 )
+from jaxqn.transforms._common import at_least_float32, float_dtypes, once
 
 __all__ = [
     "ScaleByQuasiNewtonState",
     "scale_by_bfgs",
     "scale_by_broyden",
     "scale_by_dfp",
+    "scale_by_osbfgs",
     "scale_by_quasi_newton",
     "scale_by_sr1",
     "scale_by_ssbfgs",
@@ -190,9 +192,6 @@ def scale_by_dfp(*, scale_init: bool = True) -> optax.GradientTransformationExtr
     Args:
       scale_init: as in :func:`scale_by_bfgs`.
 
-    Returns:
-      An ``optax.GradientTransformationExtraArgs``.
-
     Example:
       >>> transform, x = scale_by_dfp(), jnp.array([3.0])
       >>> _, state = transform.update(2 * x, transform.init(x), x)
@@ -207,9 +206,6 @@ def scale_by_sr1(*, scale_init: bool = True) -> optax.GradientTransformationExtr
 
     Args:
       scale_init: as in :func:`scale_by_bfgs`.
-
-    Returns:
-      An ``optax.GradientTransformationExtraArgs``.
 
     Example:
       >>> transform, x = scale_by_sr1(), jnp.array([3.0])
@@ -229,24 +225,33 @@ def scale_by_broyden(
       phi: member of the class; 1 is BFGS and 0 is DFP.
       scale_init: as in :func:`scale_by_bfgs`.
 
-    Returns:
-      An ``optax.GradientTransformationExtraArgs``.
-
     Example:
       >>> transform, x = scale_by_broyden(phi=0.25), jnp.array([3.0])
       >>> _, state = transform.update(2 * x, transform.init(x), x)
       >>> transform.update(2 * (x - 1), state, x - 1)[0].tolist()
       [2.0]
     """
-    if isinstance(phi, jax.core.Tracer):  # as under inject_hyperparams: no cache may keep it
-        return scale_by_quasi_newton(dense.__wrapped__(broyden_rule(phi), scale_init=scale_init))
-    return scale_by_quasi_newton(_broyden(float(phi), scale_init))
+    if isinstance(phi, jax.core.Tracer):  # under inject_hyperparams, say; no cache may keep it
+        rule = broyden_rule.__wrapped__(phi)
+        return scale_by_quasi_newton(dense.__wrapped__(rule, scale_init=scale_init))
+    return scale_by_quasi_newton(dense(broyden_rule(float(phi)), scale_init=scale_init))
 
 
-@functools.cache
-def _broyden(phi: float, scale_init: bool) -> QuasiNewton:
-    """One value per phi, so that equal transformations share their compiled programs."""
-    return dense(broyden_rule(phi), scale_init=scale_init)
+def scale_by_osbfgs(*, scale_init: bool = True) -> optax.GradientTransformationExtraArgs:
+    """:func:`scale_by_quasi_newton` with a dense H and :func:`jaxqn.osbfgs_update`.
+
+    After a step that the rest of the chain bent away from −H g, the update is plain BFGS.
+
+    Args:
+      scale_init: as in :func:`scale_by_bfgs`.
+
+    Example:
+      >>> transform, x = scale_by_osbfgs(), jnp.array([3.0])
+      >>> _, state = transform.update(2 * x, transform.init(x), x)
+      >>> transform.update(2 * (x - 1), state, x - 1)[0].tolist()
+      [2.0]
+    """
+    return scale_by_quasi_newton(dense(osbfgs_rule, scale_init=scale_init))
 
 
 def scale_by_ssbfgs(*, scale_init: bool = True) -> optax.GradientTransformationExtraArgs:
@@ -256,9 +261,6 @@ def scale_by_ssbfgs(*, scale_init: bool = True) -> optax.GradientTransformationE
 
     Args:
       scale_init: as in :func:`scale_by_bfgs`.
-
-    Returns:
-      An ``optax.GradientTransformationExtraArgs``.
 
     Example:
       >>> transform, x = scale_by_ssbfgs(), jnp.array([3.0])
@@ -276,9 +278,6 @@ def scale_by_ssbroyden(*, scale_init: bool = True) -> optax.GradientTransformati
 
     Args:
       scale_init: as in :func:`scale_by_bfgs`.
-
-    Returns:
-      An ``optax.GradientTransformationExtraArgs``.
 
     Example:
       >>> transform, x = scale_by_ssbroyden(), jnp.array([3.0])
