@@ -1,6 +1,7 @@
 """Whole optimisers for optax users: chains of :mod:`jaxqn.transforms`, and nothing else."""
 
 from types import EllipsisType
+from typing import TypeAlias
 
 import optax
 
@@ -19,7 +20,7 @@ from jaxqn.transforms import (
 
 __all__ = ["bfgs", "broyden", "dfp", "osbfgs", "sr1", "ssbfgs", "ssbroyden"]
 
-Search = LineSearch | optax.GradientTransformation | EllipsisType | None
+Search: TypeAlias = LineSearch | optax.GradientTransformation | EllipsisType | None
 
 
 def bfgs(
@@ -27,7 +28,7 @@ def bfgs(
     *,
     linesearch: Search = ...,
     has_aux: bool = False,
-    scale_init: bool = True,
+    scale_init: float = 1.0,
 ) -> optax.GradientTransformationExtraArgs:
     """BFGS: :func:`jaxqn.scale_by_bfgs`, a learning rate or a line search, and the sign.
 
@@ -43,7 +44,7 @@ def bfgs(
         :func:`jaxqn.wolfe` if there is no learning rate, and none if there is one. With both, the
         search starts from the direction scaled by the learning rate.
       has_aux: whether ``value_fn`` returns ``(value, aux)``; for jaxqn's searches.
-      scale_init: scale H = I by sᵀy/yᵀy before its first update; see :func:`jaxqn.dense`.
+      scale_init: scale H = I by this times sᵀy/yᵀy before its first update; see :func:`jaxqn.dense`.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``.
@@ -77,7 +78,7 @@ def dfp(
     *,
     linesearch: Search = ...,
     has_aux: bool = False,
-    scale_init: bool = True,
+    scale_init: float = 1.0,
 ) -> optax.GradientTransformationExtraArgs:
     """DFP: :func:`jaxqn.scale_by_dfp` in the chain that :func:`bfgs` describes, arguments and all.
 
@@ -95,7 +96,7 @@ def sr1(
     *,
     linesearch: Search = ...,
     has_aux: bool = False,
-    scale_init: bool = True,
+    scale_init: float = 0.5,
 ) -> optax.GradientTransformationExtraArgs:
     """SR1: :func:`jaxqn.scale_by_sr1` in the chain that :func:`bfgs` describes, arguments and all.
 
@@ -114,7 +115,7 @@ def broyden(
     phi: Array | float = 0.5,
     linesearch: Search = ...,
     has_aux: bool = False,
-    scale_init: bool = True,
+    scale_init: float = 1.0,
 ) -> optax.GradientTransformationExtraArgs:
     """Broyden's class: :func:`jaxqn.scale_by_broyden` in the chain that :func:`bfgs` describes.
 
@@ -142,7 +143,7 @@ def osbfgs(
     *,
     linesearch: Search = ...,
     has_aux: bool = False,
-    scale_init: bool = True,
+    scale_init: float = 1.0,
 ) -> optax.GradientTransformationExtraArgs:
     """Self-scaled BFGS with a switch, the driver's default: :func:`jaxqn.scale_by_osbfgs`.
 
@@ -162,7 +163,7 @@ def ssbfgs(
     *,
     linesearch: Search = ...,
     has_aux: bool = False,
-    scale_init: bool = True,
+    scale_init: float = 1.0,
 ) -> optax.GradientTransformationExtraArgs:
     """Self-scaled BFGS: :func:`jaxqn.scale_by_ssbfgs` in the chain that :func:`bfgs` describes.
 
@@ -180,7 +181,7 @@ def ssbroyden(
     *,
     linesearch: Search = ...,
     has_aux: bool = False,
-    scale_init: bool = True,
+    scale_init: float = 1.0,
 ) -> optax.GradientTransformationExtraArgs:
     """Self-scaled Broyden: :func:`jaxqn.scale_by_ssbroyden` in the chain of :func:`bfgs`.
 

@@ -81,7 +81,7 @@ def default_panel(n: int) -> int:
 
 @functools.cache
 def dense(
-    rule: Rule = osbfgs_rule, *, scale_init: bool = True, panel: int | None = None
+    rule: Rule = osbfgs_rule, *, scale_init: float = 1.0, panel: int | None = None
 ) -> QuasiNewton:
     """A dense inverse-Hessian approximation, corrected by ``rule``.
 
@@ -92,8 +92,9 @@ def dense(
 
     Args:
       rule: what to do with a pair; see :mod:`jaxqn.rules`.
-      scale_init: multiply the initial H = I by sᵀy/yᵀy before the first update (Nocedal & Wright,
-        eq. 6.20). An H0 given by the caller is never rescaled.
+      scale_init: multiply the initial H = I by this times sᵀy/yᵀy before the first update
+        (Nocedal & Wright, eq. 6.20); 0 leaves it I. SR1 wants less than 1: it refuses the pair
+        that fits exactly. An H0 given by the caller is never rescaled.
       panel: pairs to defer; by default 0 for small n and 16 for large.
 
     Returns:
@@ -129,9 +130,10 @@ def dense(
     def absorb(state: DenseState, pair: Pair) -> tuple[DenseState, Array, Array, Array]:
         """Correct H by a pair; also return the factor and the low-rank part of the correction."""
         if scale_init:
-            first = (state.base[1] == 0) & (state.counts[0] == 0)
+            first = (state.base[0] == 1) & (state.base[1] == 0) & (state.counts[0] == 0)
             first &= has_curvature(pair.ss, pair.sy, pair.yy)
-            gamma = jnp.where(first, safe_divide(pair.sy, pair.yy, first), jnp.ones_like(pair.sy))
+            gamma = float(scale_init) * safe_divide(pair.sy, pair.yy, first)
+            gamma = jnp.where(first, gamma, jnp.ones_like(gamma))
             w, yw, sBs = gamma * pair.w, gamma * pair.yw, pair.sBs / gamma
             pair = pair._replace(w=w, yw=yw, sBs=sBs)
         else:
@@ -222,9 +224,12 @@ def _write(state: DenseState, rows: Array, weights: Array, accepted: Array) -> D
 def _defer(state: DenseState, rows: Array, weights: Array, accepted: Array) -> DenseState:
     """Put a correction into the panel; fold the panel into the matrix when it is full."""
     at = state.counts[2]
+    zero = jnp.zeros_like(at)
+    held = jax.lax.dynamic_slice(state.panel, (at, zero), rows.shape)
+    rows = jnp.where(accepted, rows, held)
     used = 2 * accepted.astype(jnp.int32) * jnp.array([0, 0, 1], jnp.int32)
     state = state._replace(
-        panel=jax.lax.dynamic_update_slice(state.panel, rows, (at, jnp.zeros_like(at))),
+        panel=jax.lax.dynamic_update_slice(state.panel, rows, (at, zero)),
         weights=jax.lax.dynamic_update_slice(state.weights, weights, (at,)),
         counts=state.counts + used,
     )
@@ -255,13 +260,14 @@ def inverse_hessian(state: DenseState) -> Array:
 
 
 def _identity(state: DenseState) -> Array:
-    return jnp.eye(state.matrix.shape[-1], dtype=state.matrix.dtype)
+    identity = jnp.eye(state.matrix.shape[-1], dtype=state.matrix.dtype)
+    return jnp.broadcast_to(identity, state.matrix.shape)
 
 
 METHODS: dict[str, QuasiNewton] = {
     "bfgs": dense(bfgs_rule),
     "dfp": dense(dfp_rule),
-    "sr1": dense(sr1_rule),
+    "sr1": dense(sr1_rule, scale_init=0.5),
     "broyden": dense(broyden_rule(0.5)),
     "osbfgs": dense(osbfgs_rule),
     "ssbfgs": dense(ssbfgs_rule),

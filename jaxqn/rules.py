@@ -106,7 +106,7 @@ def broyden_class(pair: Pair, phi: Array | float, scale: Array | float = 1.0) ->
     gap = jnp.where(near_bfgs, one, 1 - phi)  # 1 − phi, where it is a divisor
     mu = jnp.where(near_bfgs, phi * scale / jnp.where(near_bfgs, 1 + phi * h * scale, one), zero)
     nu = jnp.where(near_bfgs, zero, -phi * h / gap)
-    alpha = rho * (1 + phi * h * scale / gap)
+    alpha = jnp.where(accepted, rho * (1 + phi * h * scale / gap), zero)
     beta = -scale * ((1 - phi) / yw + jnp.where(near_bfgs, phi * mu * rho, zero))
     return Correction(accepted, scale, alpha, mu, jnp.where(accepted, beta, zero), nu)
 

@@ -1,6 +1,5 @@
 """What both transformations need: the dtypes of the parameters, and one compilation per call."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -30,7 +29,7 @@ def at_least_float32(dtype: np.dtype) -> np.dtype:
     return jnp.dtype(jnp.float32) if jnp.finfo(dtype).bits < 32 else dtype
 
 
-def once(compiled: Callable[..., Any], *operands: Any, **static: Any) -> Any:
+def once(compiled: Any, *operands: Any, **static: Any) -> Any:
     """Call a jitted function; inside somebody else's trace, the function that it wraps.
 
     An eager training loop calls ``update`` at every step: under ``jit`` it is traced once, not

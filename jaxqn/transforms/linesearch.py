@@ -91,8 +91,9 @@ def scale_by_linesearch(
     Returns:
       An ``optax.GradientTransformationExtraArgs``: ``update(updates, state, params, *, value, grad,
       value_fn, **data)``, with the objective, and its value and gradient at ``params``. Of ``data``
-      the objective gets what its signature names, or all if it takes ``**kwargs``. Eager calls
-      compile once per ``value_fn``: keep it one function, and pass as arrays what changes.
+      the objective gets what its signature names, or all if it takes ``**kwargs``. An eager call
+      compiles ``value_fn`` as ``jax.jit`` would, once: keep it one function, and pass what changes
+      as arrays in ``data``, since anything else that it reads is read once.
 
     Raises:
       TypeError: ``value``, ``grad`` or ``value_fn`` is missing.
@@ -141,7 +142,7 @@ def scale_by_linesearch(
             )
         given = {"value": value, "grad": grad, "value_fn": value_fn}
         missing = [f"{name}=" for name, argument in given.items() if argument is None]
-        if missing:
+        if missing or value_fn is None:
             raise TypeError(
                 f"a line search evaluates the objective, but {', '.join(missing)} is missing: call "
                 "update(grads, state, params, value=value, grad=grads, value_fn=fun), or do "

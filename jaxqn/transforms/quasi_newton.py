@@ -52,7 +52,7 @@ class ScaleByQuasiNewtonState(NamedTuple):
       approx: state of the approximation.
     """
 
-    count: Array
+    count: Array  # type: ignore[assignment]
     params: Array
     updates: Array
     product: Array
@@ -168,11 +168,11 @@ def _precondition(
     return unravel(jnp.where(finite, Hg.astype(raw.dtype), raw)), state
 
 
-def scale_by_bfgs(*, scale_init: bool = True) -> optax.GradientTransformationExtraArgs:
+def scale_by_bfgs(*, scale_init: float = 1.0) -> optax.GradientTransformationExtraArgs:
     """:func:`scale_by_quasi_newton` with a dense H and :func:`jaxqn.bfgs_update`.
 
     Args:
-      scale_init: scale H = I by sᵀy/yᵀy before its first update; see :func:`jaxqn.dense`.
+      scale_init: scale H = I by this times sᵀy/yᵀy before its first update; see :func:`jaxqn.dense`.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``.
@@ -186,7 +186,7 @@ def scale_by_bfgs(*, scale_init: bool = True) -> optax.GradientTransformationExt
     return scale_by_quasi_newton(dense(bfgs_rule, scale_init=scale_init))
 
 
-def scale_by_dfp(*, scale_init: bool = True) -> optax.GradientTransformationExtraArgs:
+def scale_by_dfp(*, scale_init: float = 1.0) -> optax.GradientTransformationExtraArgs:
     """:func:`scale_by_quasi_newton` with a dense H and :func:`jaxqn.dfp_update`.
 
     Args:
@@ -201,7 +201,7 @@ def scale_by_dfp(*, scale_init: bool = True) -> optax.GradientTransformationExtr
     return scale_by_quasi_newton(dense(dfp_rule, scale_init=scale_init))
 
 
-def scale_by_sr1(*, scale_init: bool = True) -> optax.GradientTransformationExtraArgs:
+def scale_by_sr1(*, scale_init: float = 0.5) -> optax.GradientTransformationExtraArgs:
     """:func:`scale_by_quasi_newton` with a dense H and :func:`jaxqn.sr1_update`.
 
     Args:
@@ -217,7 +217,7 @@ def scale_by_sr1(*, scale_init: bool = True) -> optax.GradientTransformationExtr
 
 
 def scale_by_broyden(
-    phi: Array | float = 0.5, *, scale_init: bool = True
+    phi: Array | float = 0.5, *, scale_init: float = 1.0
 ) -> optax.GradientTransformationExtraArgs:
     """:func:`scale_by_quasi_newton` with a dense H and :func:`jaxqn.broyden_update`.
 
@@ -237,7 +237,7 @@ def scale_by_broyden(
     return scale_by_quasi_newton(dense(broyden_rule(float(phi)), scale_init=scale_init))
 
 
-def scale_by_osbfgs(*, scale_init: bool = True) -> optax.GradientTransformationExtraArgs:
+def scale_by_osbfgs(*, scale_init: float = 1.0) -> optax.GradientTransformationExtraArgs:
     """:func:`scale_by_quasi_newton` with a dense H and :func:`jaxqn.osbfgs_update`.
 
     After a step that the rest of the chain bent away from −H g, the update is plain BFGS.
@@ -254,7 +254,7 @@ def scale_by_osbfgs(*, scale_init: bool = True) -> optax.GradientTransformationE
     return scale_by_quasi_newton(dense(osbfgs_rule, scale_init=scale_init))
 
 
-def scale_by_ssbfgs(*, scale_init: bool = True) -> optax.GradientTransformationExtraArgs:
+def scale_by_ssbfgs(*, scale_init: float = 1.0) -> optax.GradientTransformationExtraArgs:
     """:func:`scale_by_quasi_newton` with a dense H and :func:`jaxqn.ssbfgs_update`.
 
     After a step that the rest of the chain bent away from −H g, the update is plain BFGS.
@@ -271,7 +271,7 @@ def scale_by_ssbfgs(*, scale_init: bool = True) -> optax.GradientTransformationE
     return scale_by_quasi_newton(dense(ssbfgs_rule, scale_init=scale_init))
 
 
-def scale_by_ssbroyden(*, scale_init: bool = True) -> optax.GradientTransformationExtraArgs:
+def scale_by_ssbroyden(*, scale_init: float = 1.0) -> optax.GradientTransformationExtraArgs:
     """:func:`scale_by_quasi_newton` with a dense H and :func:`jaxqn.ssbroyden_update`.
 
     After a step that the rest of the chain bent away from −H g, the update is plain BFGS.

@@ -1,0 +1,43 @@
+"""Settings of the whole suite: strict JAX, eight virtual CPU devices, both precisions."""
+
+import os
+
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+STRICT = {
+    "jax_enable_x64": True,
+    "jax_numpy_dtype_promotion": "strict",
+    "jax_numpy_rank_promotion": "raise",
+}
+AS_SHIPPED = {
+    "jax_enable_x64": False,
+    "jax_numpy_dtype_promotion": "standard",
+    "jax_numpy_rank_promotion": "allow",
+}
+
+
+def configure(settings):
+    for name, value in settings.items():
+        jax.config.update(name, value)
+
+
+configure(STRICT)
+# A compilation read from disk would hide what compiling costs, and every trace count with it.
+jax.config.update("jax_enable_compilation_cache", False)
+
+
+@pytest.fixture(params=[jnp.float32, jnp.float64], ids=["float32", "float64"])
+def dtype(request):
+    return request.param
+
+
+@pytest.fixture
+def jax_as_shipped():
+    """JAX as a user finds it: float32, standard promotion. What documents run under."""
+    configure(AS_SHIPPED)
+    yield
+    configure(STRICT)

@@ -1,0 +1,72 @@
+"""Nothing in prose that a machine does not run: docstrings and the README, as a user has JAX."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+
+import jaxqn
+
+README = Path(__file__).parents[1] / "README.md"
+MODULES = sorted(
+    {"jaxqn", *(name for _, name, _ in pkgutil.walk_packages(jaxqn.__path__, "jaxqn."))}
+    - {"jaxqn.__main__"}
+)
+FLAGS = doctest.NORMALIZE_WHITESPACE
+
+
+def examples(module):
+    """The doctests of a module; a cached factory's are its function's."""
+    finder = doctest.DocTestFinder(exclude_empty=True)
+    found = finder.find(module, module.__name__)
+    known = {test.name for test in found}
+    for name, value in vars(module).items():
+        inner = getattr(value, "__wrapped__", None)
+        if getattr(inner, "__module__", None) == module.__name__:
+            tests = finder.find(inner, f"{module.__name__}.{name}", module=module)
+            found += [test for test in tests if test.name not in known]
+    return [test for test in found if test.examples]
+
+
+WITH_EXAMPLES = [name for name in MODULES if examples(importlib.import_module(name))]
+
+
+def run(tests):
+    """Fails with doctest's own report."""
+    report = []
+    runner = doctest.DocTestRunner(optionflags=FLAGS)
+    for test in tests:
+        runner.run(test, out=report.append)
+    assert not runner.failures, "".join(report)
+    return runner.tries
+
+
+@pytest.mark.usefixtures("jax_as_shipped")
+@pytest.mark.parametrize("name", WITH_EXAMPLES)
+def test_docstring(name):
+    assert run(examples(importlib.import_module(name))) > 0
+
+
+def test_the_factories_examples_are_found():
+    """`functools.cache` hides a docstring from doctest; ours are run all the same."""
+    names = {test.name for test in examples(importlib.import_module("jaxqn.quasi_newton"))}
+    assert "jaxqn.quasi_newton.dense" in names
+    names = {test.name for test in examples(importlib.import_module("jaxqn.linesearch.wolfe"))}
+    assert "jaxqn.linesearch.wolfe.wolfe" in names
+
+
+@pytest.mark.usefixtures("jax_as_shipped")
+def test_readme_examples():
+    """The README's Python blocks, in order, in one namespace; and its prompts."""
+    text = README.read_text("utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+    prompts = [block for block in blocks if block.lstrip().startswith(">>>")]
+    namespace = {"__name__": "__readme__"}
+    for block in blocks:
+        if block not in prompts:
+            exec(compile(block, str(README), "exec"), namespace)
+    parser = doctest.DocTestParser()
+    run([parser.get_doctest("\n".join(prompts), namespace, "README.md", str(README), 0)])

@@ -1,0 +1,167 @@
+"""Bad input: one clear error that names the mistake and its cure, before anything is traced."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxqn
+from jaxqn import METHODS, minimize
+
+X = np.ones(2, np.float64)
+
+
+def never(*_):
+    raise AssertionError("the objective was called before the input was checked")
+
+
+class Unhashable:
+    __hash__ = None
+
+    def __call__(self, x):
+        return x @ x
+
+
+ASYMMETRIC = np.array([[1.0, 0.5], [0.0, 1.0]])
+INDEFINITE = np.array([[1.0, 2.0], [2.0, 1.0]])
+
+# What is wrong, the error's type, and words that its message must have.
+BAD_INPUT = {
+    "integer x0": (dict(x0=np.ones(2, int)), TypeError, ["x0", "int64", "float"]),
+    "boolean x0": (dict(x0=np.ones(2, bool)), TypeError, ["x0", "bool", "float"]),
+    "Python integers": (dict(x0=[1, 2]), TypeError, ["x0[0]", "int", "float"]),
+    "complex x0": (dict(x0=X + 1j), TypeError, ["x0", "complex128", "real", "imag"]),
+    "half precision": (dict(x0=X.astype(np.float16)), TypeError, ["float16", "float32"]),
+    "bfloat16": (dict(x0=jnp.ones(2, jnp.bfloat16)), TypeError, ["bfloat16", "float32"]),
+    "x0 is text": (dict(x0="start"), TypeError, ["x0", "str", "array"]),
+    "x0 is empty": (dict(x0=np.ones(0)), ValueError, ["x0", "nothing"]),
+    "x0 has no leaves": (dict(x0={}), ValueError, ["x0", "nothing"]),
+    "one bad leaf": (
+        dict(x0={"a": X, "b": [X, np.ones(3, int)]}),
+        TypeError,
+        ["x0['b'][1]", "int64", "args"],
+    ),
+    "mixed dtypes": (
+        dict(x0={"a": np.ones(2, np.float32), "b": X}),
+        ValueError,
+        ["x0['a']", "float32", "x0['b']", "float64", "astype"],
+    ),
+    "unknown method": (dict(method="newton"), ValueError, ["'newton'", *METHODS]),
+    "method of a wrong type": (dict(method=3), TypeError, ["method", "int", "QuasiNewton"]),
+    "optax as a method": (
+        dict(method=jaxqn.scale_by_bfgs()),
+        TypeError,
+        ["method", "GradientTransformation", "QuasiNewton"],
+    ),
+    "line search by name": (
+        dict(linesearch="wolfe"),
+        TypeError,
+        ["linesearch", "str", "jaxqn.wolfe"],
+    ),
+    "line search not called": (dict(linesearch=jaxqn.wolfe), TypeError, ["linesearch", "wolfe()"]),
+    "args not a tuple": (dict(args=X), TypeError, ["args", "tuple"]),
+    "negative gtol": (dict(gtol=-1e-3), ValueError, ["gtol", "-0.001", "0"]),
+    "negative gtol array": (dict(gtol=jnp.array(-1.0)), ValueError, ["gtol", "-1", "0"]),
+    "negative ftol": (dict(ftol=-1.0), ValueError, ["ftol", "-1", "0"]),
+    "negative xtol": (dict(xtol=-1.0), ValueError, ["xtol", "-1", "0"]),
+    "NaN gtol": (dict(gtol=np.nan), ValueError, ["gtol", "nan"]),
+    "gtol is text": (dict(gtol="small"), TypeError, ["gtol", "small"]),
+    "gtol is a vector": (dict(gtol=np.ones(2)), ValueError, ["gtol", "(2,)"]),
+    "negative maxiter": (dict(maxiter=-1), ValueError, ["maxiter", "-1", "whole number"]),
+    "maxiter and a half": (dict(maxiter=1.5), ValueError, ["maxiter", "1.5", "whole number"]),
+    "infinite maxiter": (dict(maxiter=np.inf), ValueError, ["maxiter", "inf", "whole number"]),
+    "no evaluations": (dict(maxfun=0), ValueError, ["maxfun", "0", "1"]),
+    "negative maxfun array": (dict(maxfun=jnp.array(-5)), ValueError, ["maxfun", "-5", "1"]),
+    "H0 of another size": (
+        dict(hess_inv0=np.eye(3)),
+        ValueError,
+        ["hess_inv0", "(3, 3)", "(2, 2)"],
+    ),
+    "H0 a vector": (dict(hess_inv0=X), ValueError, ["hess_inv0", "(2,)", "(2, 2)"]),
+    "H0 not symmetric": (dict(hess_inv0=ASYMMETRIC), ValueError, ["hess_inv0", "symmetric", ".T"]),
+    "H0 indefinite": (dict(hess_inv0=INDEFINITE), ValueError, ["hess_inv0", "positive definite"]),
+    "H0 negative": (dict(hess_inv0=-np.eye(2)), ValueError, ["hess_inv0", "positive definite"]),
+    "H0 singular": (dict(hess_inv0=np.ones((2, 2))), ValueError, ["hess_inv0", "definite"]),
+    "H0 with NaN": (dict(hess_inv0=np.eye(2) * np.nan), ValueError, ["hess_inv0", "finite"]),
+    "H0 complex": (dict(hess_inv0=np.eye(2) * (1 + 1j)), TypeError, ["hess_inv0", "complex"]),
+    "fun is no function": (dict(fun=3.0), TypeError, ["fun", "float"]),
+    "x0 and fun swapped": (dict(fun=X, x0=never), TypeError, []),
+    "fun has no hash": (dict(fun=Unhashable()), TypeError, ["fun", "Unhashable", "args"]),
+    "callback is no function": (dict(callback=True), TypeError, ["callback", "bool"]),
+    "unknown option": (dict(tol=1e-3), TypeError, ["tol"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input(case):
+    options, kind, words = BAD_INPUT[case]
+    options = {"fun": never, "x0": X} | options
+    with pytest.raises(kind) as caught:
+        minimize(options.pop("fun"), options.pop("x0"), **options)
+    missing = [word for word in words if word not in str(caught.value)]
+    assert not missing, str(caught.value)
+
+
+# What only the objective's own output can show
+
+
+@pytest.mark.parametrize(
+    ("fun", "options", "kind", "words"),
+    [
+        (lambda x: x, {}, ValueError, ["scalar", "(2,)", "jnp.sum"]),
+        (lambda x: x[:1], {}, ValueError, ["scalar", "(1,)"]),
+        (lambda x: (x @ x, x), {}, TypeError, ["scalar", "tuple", "has_aux=True"]),
+        (lambda x: x @ x, {"has_aux": True}, TypeError, ["has_aux=True", "(value, aux)"]),
+        (lambda x: (x, x), {"has_aux": True}, ValueError, ["scalar", "(2,)"]),
+        (lambda _: None, {}, TypeError, ["scalar", "None"]),
+        (lambda x: (x @ x).astype(complex), {}, TypeError, ["complex128", "real"]),
+        (lambda x: jnp.sum(x > 0), {}, TypeError, ["int64", "real"]),
+    ],
+    ids=["vector", "one-vector", "aux", "no aux", "aux vector", "None", "complex", "integer"],
+)
+def test_an_objective_that_is_not_scalar(fun, options, kind, words):
+    with pytest.raises(kind) as caught:
+        minimize(fun, X, **options)
+    missing = [word for word in words if word not in str(caught.value)]
+    assert not missing, str(caught.value)
+
+
+def test_an_error_of_the_objective_is_its_own():
+    def broken(_):
+        raise KeyError("no such parameter")
+
+    with pytest.raises(KeyError, match="no such parameter"):
+        minimize(broken, X)
+
+
+def test_a_state_of_another_problem():
+    state = minimize(lambda x: x @ x, np.ones(3), maxiter=1).state
+    with pytest.raises(ValueError, match="state") as caught:
+        minimize(never, X, state=state)
+    assert "3" in str(caught.value)
+    assert "2" in str(caught.value)
+
+
+def test_a_state_of_another_method():
+    state = minimize(lambda x: x @ x, X, maxiter=1, method=jaxqn.dense(panel=2)).state
+    with pytest.raises(ValueError, match=r"state.*method"):
+        minimize(never, X, state=state)
+
+
+def test_an_initial_inverse_hessian_is_for_a_new_run():
+    state = minimize(lambda x: x @ x, X, maxiter=1).state
+    with pytest.raises(ValueError, match=r"hess_inv0.*continues"):
+        minimize(never, X, state=state, hess_inv0=np.eye(2))
+
+
+def test_inside_jit_what_can_be_seen_is_checked():
+    """Shapes and dtypes are known to a tracer; numbers are not, and are believed."""
+    with pytest.raises(TypeError, match="int64"):
+        jax.jit(lambda x: minimize(never, x))(np.ones(2, int))
+    with pytest.raises(ValueError, match=r"\(3, 3\)"):
+        jax.jit(lambda H: minimize(never, X, hess_inv0=H))(np.eye(3))
+
+
+def test_nan_at_x0_is_a_status_and_no_exception():
+    result = minimize(lambda x: x @ x, np.array([np.nan, 1.0]))
+    assert jaxqn.Status(int(result.status)) == jaxqn.Status.NON_FINITE

@@ -1,0 +1,152 @@
+"""What the front door offers, and that each of it is documented with an example that runs."""
+
+import importlib
+import importlib.metadata
+import importlib.resources
+import inspect
+import pickle
+import pkgutil
+import re
+import typing
+from pathlib import Path
+
+import jax
+import pytest
+
+import jaxqn
+
+ROOT = Path(__file__).parents[1]
+FUNCTIONS = [name for name in jaxqn.__all__ if inspect.isroutine(getattr(jaxqn, name))]
+TUPLES = [
+    name
+    for name in jaxqn.__all__
+    if isinstance(getattr(jaxqn, name), type) and issubclass(getattr(jaxqn, name), tuple)
+]
+MODULES = [
+    name
+    for _, name, _ in pkgutil.walk_packages(jaxqn.__path__, "jaxqn.")
+    if name != "jaxqn.__main__"
+]
+
+
+def documented(name):
+    """A public object behind its wrappers (a cached factory is its function)."""
+    return inspect.unwrap(getattr(jaxqn, name))
+
+
+SECTIONS = ("Args", "Attributes", "Cost", "Example", "Raises", "References", "Returns")
+
+
+def section(text, title):
+    """The text of one section of a docstring, up to the next; empty if there is none."""
+    parts = re.split(rf"^ *({'|'.join(SECTIONS)}):", text, flags=re.M)
+    return dict(zip(parts[1::2], parts[2::2], strict=True)).get(title, "")
+
+
+def test_all_is_what_there_is():
+    """Every public name is in `__all__`, and `__all__` holds nothing else; submodules aside."""
+    public = {
+        name
+        for name, value in vars(jaxqn).items()
+        if not name.startswith("_") and not inspect.ismodule(value)
+    }
+    assert set(jaxqn.__all__) == public
+    assert len(set(jaxqn.__all__)) == len(jaxqn.__all__)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_module_says_what_it_is_for(module):
+    doc = importlib.import_module(module).__doc__
+    assert doc
+    assert doc.splitlines()[0].endswith((".", "``."))
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if "._" not in name])
+def test_every_module_defines_what_it_exports(module):
+    loaded = importlib.import_module(module)
+    assert [name for name in getattr(loaded, "__all__", []) if not hasattr(loaded, name)] == []
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_every_function_has_an_example(name):
+    doc = inspect.getdoc(documented(name))
+    assert ">>>" in section(doc, "Example")
+    assert doc.splitlines()[0].endswith((".", ":"))
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_every_argument_is_documented(name):
+    """Here, or at the function that the docstring refers to: nothing is documented twice."""
+    function = documented(name)
+    doc = inspect.getdoc(function)
+    arguments = section(doc, "Args")
+    if not arguments:
+        assert ":func:" in doc
+        return
+    parameters = inspect.signature(function).parameters.values()
+    named = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    missing = [p for p in named if not re.search(rf"^ *\*{{0,2}}{p}\b.*:", arguments, re.M)]
+    assert not missing, f"{name} does not document {missing}"
+
+
+@pytest.mark.parametrize("name", TUPLES)
+def test_every_field_is_documented(name):
+    kind = getattr(jaxqn, name)
+    attributes = section(inspect.getdoc(kind), "Attributes")
+    missing = [field for field in kind._fields if not re.search(rf"^ *{field}\b", attributes, re.M)]
+    assert not missing, f"{name} does not document {missing}"
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_signatures_are_annotated(name):
+    function = documented(name)
+    hints = typing.get_type_hints(function)
+    assert "return" in hints
+    assert set(inspect.signature(function).parameters) <= set(hints)
+
+
+def test_options_are_keywords():
+    """Of `minimize` only the objective, the point and the arguments may be given by position."""
+    kinds = inspect.signature(jaxqn.minimize).parameters
+    positional = [name for name, p in kinds.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    assert positional == ["fun", "x0", "args"]
+
+
+def test_methods_are_named():
+    assert jaxqn.minimize.__kwdefaults__["method"] in jaxqn.METHODS
+    assert {"bfgs", "dfp", "sr1", "broyden", "ssbfgs", "ssbroyden"} <= set(jaxqn.METHODS)
+    listed = section(inspect.getdoc(jaxqn.minimize), "Args")
+    assert all(f'"{name}"' in listed for name in jaxqn.METHODS)
+
+
+def test_version():
+    assert re.fullmatch(r"\d+\.\d+\.\d+", jaxqn.__version__)
+    assert importlib.metadata.version("jaxqn") == jaxqn.__version__
+
+
+def test_types_and_data_are_in_the_package():
+    files = importlib.resources.files("jaxqn")
+    assert files.joinpath("py.typed").is_file()
+    assert files.joinpath("data/iris.csv").is_file()
+
+
+def test_importing_changes_no_setting_of_jax():
+    """Least of all the precision: that is the user's to choose."""
+    for path in (ROOT / "jaxqn").rglob("*.py"):
+        if path.name not in ("__main__.py", "_demo.py"):
+            text = path.read_text("utf-8")
+            assert "config.update" not in text, path
+            assert "jax_enable_x64" not in text, path
+
+
+def test_results_survive_pickling():
+    result = jaxqn.minimize(sum_of_squares, jax.numpy.ones(2), maxiter=1)
+    again = pickle.loads(pickle.dumps(result))
+    assert again.message == result.message
+    assert jax.tree.structure(again) == jax.tree.structure(result)
+    more = jaxqn.minimize(sum_of_squares, jax.numpy.ones(2), state=again.state)
+    assert bool(more.success)
+
+
+def sum_of_squares(x):
+    return x @ x

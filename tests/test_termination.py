@@ -1,0 +1,259 @@
+"""Every status is reached on purpose, means what it says, and tells the user what to do."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from problems import by_name, numbered, numbered_start
+
+from jaxqn import MESSAGES, Status, backtracking, minimize, wolfe
+from jaxqn.termination import default_rtol
+
+each_search = pytest.mark.parametrize(
+    "linesearch", [wolfe(), backtracking()], ids=["wolfe", "backtracking"]
+)
+
+
+def bottomless(x, kind):
+    """Functions without a lower bound: they end in a straight line, at -inf, or at a pole."""
+    functions = [
+        lambda x: -jnp.sum(x),
+        lambda x: -jnp.sum(x**4),
+        lambda x: -jnp.sum(jnp.exp(x)),
+        lambda x: jnp.sum(jnp.log(x - 0.5)),
+    ]
+    return jax.lax.switch(kind, functions, x)
+
+
+def run(name, dtype=np.float64, scale=1.0, **options):
+    x0, args = numbered_start(name, dtype, scale)
+    return minimize(numbered, x0, args, **options)
+
+
+def status(result):
+    return Status(int(result.status))
+
+
+def slope(result):
+    return float(np.max(np.abs(result.jac)))
+
+
+# CONVERGED
+
+
+@pytest.mark.parametrize("gtol", [10.0, 1e-3, 1e-7])
+def test_gtol_is_absolute(gtol):
+    result = run("wood", gtol=gtol)
+    assert status(result) == Status.CONVERGED
+    assert slope(result) <= gtol
+    before = run("wood", gtol=gtol, maxiter=int(result.nit) - 1)
+    assert status(before) == Status.MAX_ITER
+    assert float(np.max(np.abs(before.state.point.g))) > gtol
+
+
+def test_the_default_gtol_is_a_fraction_of_the_first_gradient(dtype):
+    """Of the dtype's own size, so that it can be met."""
+    fraction = default_rtol(dtype)
+    assert 1e-12 < fraction < 1e-3
+    assert fraction >= float(jnp.finfo(dtype).eps)
+    for scale in (1e-6, 1.0, 1e6):
+        result = run("wood", dtype, scale)
+        start = run("wood", dtype, scale, maxiter=0)
+        assert status(result) == Status.CONVERGED
+        assert slope(result) <= 1.001 * fraction * slope(start)
+
+
+# FTOL and XTOL
+
+
+def values_and_points(name, **options):
+    """f and x after every iteration, the start included."""
+    results = [run(name, maxiter=0)]
+    run(name, callback=results.append, **options)
+    return [float(r.fun) for r in results], [np.asarray(r.x) for r in results]
+
+
+@pytest.mark.parametrize("ftol", [1e-1, 1e-3, 1e-6])
+def test_ftol_is_the_relative_decrease_of_the_last_iteration(ftol):
+    result = run("quadratic", ftol=ftol)
+    assert status(result) == Status.FTOL
+    assert bool(result.success)
+    values, _ = values_and_points("quadratic", ftol=ftol)
+    decreases = -np.diff(values) / np.abs(values[1:])
+    assert decreases[-1] <= ftol
+    assert np.all(decreases[:-1] > ftol)
+
+
+@pytest.mark.parametrize("xtol", [1e-1, 1e-3, 1e-4])
+def test_xtol_is_the_relative_length_of_the_last_step(xtol):
+    result = run("wood", xtol=xtol)
+    assert status(result) == Status.XTOL
+    assert bool(result.success)
+    _, points = values_and_points("wood", xtol=xtol)
+    lengths = np.linalg.norm(np.diff(points, axis=0), axis=1) / np.linalg.norm(points[1:], axis=1)
+    assert lengths[-1] <= xtol * (1 + 1e-12)
+    assert np.all(lengths[:-1] > xtol)
+
+
+def test_tolerances_at_zero_are_off():
+    assert status(run("wood", ftol=0.0, xtol=0.0)) == Status.CONVERGED
+
+
+# STALLED
+
+
+def raised(x, index, scale):
+    """The problems with 1000 added to their values: as many digits of the decrease are lost."""
+    return numbered(x, index, scale) + 1000
+
+
+@pytest.mark.parametrize("name", ["logistic", "quadratic", "quartic"])
+def test_stalled_where_rounding_hides_the_decrease(name, dtype):
+    """A gradient of exactly zero is asked for, and cannot be had: the run ends by itself, early."""
+    x0, args = numbered_start(name, dtype)
+    result = minimize(raised, x0 + 0.1, args, gtol=0.0)
+    assert status(result) in (Status.STALLED, Status.CONVERGED)
+    if status(result) == Status.CONVERGED:
+        assert slope(result) == 0
+    else:
+        assert not bool(result.success)
+    noise = 100 * float(jnp.finfo(dtype).eps) * 1000
+    assert float(result.fun) - (1000 + by_name(name).minimum) <= noise
+    assert int(result.nfev) < 600
+
+
+# MAX_ITER and MAX_FUN: their exactness is tested with the driver
+
+
+def test_budgets():
+    assert status(run("wood", maxiter=3)) == Status.MAX_ITER
+    assert status(run("wood", maxfun=3)) == Status.MAX_FUN
+    assert not bool(run("wood", maxfun=3).success)
+
+
+def test_the_default_budget_of_iterations():
+    """A straight slope has no minimum, but the run has an end."""
+    result = minimize(bottomless, jnp.ones(3), (0,))
+    assert status(result) == Status.MAX_ITER
+    assert int(result.nit) == 1000
+    assert np.isfinite(float(result.fun))
+
+
+# LINE_SEARCH_FAILED
+
+
+@jax.custom_vjp
+def wrong_sign(x, minimum):
+    return jnp.sum((x - 1) ** 2) + minimum
+
+
+wrong_sign.defvjp(
+    lambda x, minimum: (wrong_sign(x, minimum), x),
+    lambda x, t: (-2 * t * (x - 1), jnp.zeros_like(t)),
+)
+
+
+@each_search
+@pytest.mark.parametrize("minimum", [0.0, 1.0, 1e3])
+def test_a_wrong_gradient_fails_the_search(linesearch, minimum):
+    """The gradient points downhill: along −g the value only rises."""
+    result = minimize(wrong_sign, jnp.zeros(3), (jnp.float64(minimum),), linesearch=linesearch)
+    assert status(result) == Status.LINE_SEARCH_FAILED
+    assert not bool(result.success)
+    assert "gradient does not match" in result.message
+    np.testing.assert_array_equal(result.x, np.zeros(3))
+    assert float(result.fun) == 3 + minimum
+
+
+def test_a_failed_search_is_final():
+    """More budget does not help, and continuing does not pretend that it does."""
+    args = (jnp.float64(1),)
+    result = minimize(wrong_sign, jnp.zeros(3), args)
+    assert status(result) == Status.LINE_SEARCH_FAILED
+    again = minimize(wrong_sign, jnp.zeros(3), args, state=result.state, maxfun=500)
+    assert (status(again), int(again.nfev)) == (status(result), int(result.nfev))
+
+
+def kinked(x):
+    """Its minimiser is where its gradient jumps: no step from there decreases it."""
+    return jnp.sum(jnp.abs(x)) + 0.5 * jnp.abs(x[0] - x[1])
+
+
+def test_a_kink_ends_the_run_with_a_true_status():
+    result = minimize(kinked, jnp.array([0.3, -1.7]))
+    assert status(result) in (Status.LINE_SEARCH_FAILED, Status.STALLED)
+    assert not bool(result.success)
+    assert float(result.fun) < 1e-3
+
+
+# NON_FINITE, and values that are not finite on the way
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_not_finite_at_x0(bad, dtype):
+    x0, args = numbered_start("rosenbrock", dtype)
+    result = minimize(numbered, x0.at[0].set(bad), args)
+    assert (status(result), int(result.nit), int(result.nfev)) == (Status.NON_FINITE, 0, 1)
+    assert not bool(result.success)
+    assert "not finite at x0" in result.message
+
+
+def test_a_gradient_not_finite_at_x0():
+    """sqrt at 0: the value is fine, its slope is infinite."""
+    result = minimize(lambda x: jnp.sum(jnp.sqrt(x) + x**2), jnp.zeros(2))
+    assert (status(result), int(result.nfev)) == (Status.NON_FINITE, 1)
+
+
+def barrier(x):
+    """Not defined outside the unit box; the minimiser is inside, close to its edge."""
+    return -jnp.sum(jnp.log(x) + 1e-3 * jnp.log(1 - x))
+
+
+@each_search
+def test_a_trial_that_is_not_finite_is_no_end(linesearch):
+    result = minimize(barrier, jnp.array([0.01, 0.5]), linesearch=linesearch)
+    assert status(result) == Status.CONVERGED
+    np.testing.assert_allclose(result.x, 1 / 1.001, rtol=1e-7)
+
+
+@each_search
+@pytest.mark.parametrize("kind", [1, 2, 3], ids=["quartic", "exponential", "logarithm"])
+def test_a_function_unbounded_below_ends_at_its_best_finite_value(kind, linesearch, dtype):
+    """No success, nothing returned that is not finite, and x0 is not blamed."""
+    x0 = jnp.ones(3, dtype)
+    result = minimize(bottomless, x0, (kind,), linesearch=linesearch)
+    assert not bool(result.success)
+    assert status(result) != Status.NON_FINITE
+    assert all(np.all(np.isfinite(leaf)) for leaf in (result.x, result.fun, result.jac))
+    assert float(result.fun) < float(bottomless(x0, kind))
+
+
+# STOPPED, and the words
+
+
+def test_stopped_by_the_callback():
+    result = run("wood", callback=lambda _: True)
+    assert (status(result), int(result.nit)) == (Status.STOPPED, 1)
+
+
+def test_every_status_has_its_message():
+    assert set(MESSAGES) == set(Status)
+    assert len(set(MESSAGES.values())) == len(Status)
+    assert all(text.endswith(".") for text in MESSAGES.values())
+    result = run("wood", maxiter=3)
+    assert result.message == MESSAGES[Status.MAX_ITER]
+    assert "state=result.state" in result.message
+
+
+def test_success_is_a_tolerance_met():
+    succeeded = {Status.CONVERGED, Status.FTOL, Status.XTOL}
+    result = run("wood")
+    for one in Status:
+        assert bool(result._replace(status=jnp.int32(one)).success) == (one in succeeded)
+
+
+def test_a_batch_has_statuses_and_no_message():
+    batch = run("wood")._replace(status=jnp.array([1, 4, 8]))
+    assert batch.success.tolist() == [True, False, False]
+    with pytest.raises(ValueError, match=r"result\.status"):
+        _ = batch.message
