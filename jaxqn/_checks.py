@@ -9,6 +9,8 @@ import numpy as np
 
 from jaxqn._numerics import eps
 from jaxqn._typing import Array, ArrayTree
+from jaxqn.linesearch import LineSearch
+from jaxqn.quasi_newton import QuasiNewton
 
 
 def is_traced(tree: ArrayTree) -> bool:
@@ -66,6 +68,33 @@ def _floating(name: str, leaf: Any) -> Any:
     return leaf
 
 
+def check_values(method: Any, linesearch: Any, args: Any, callback: Any) -> None:
+    """The arguments that are values of this library, or functions."""
+    if not isinstance(method, QuasiNewton):
+        raise TypeError(
+            "method must be a name or a jaxqn.QuasiNewton such as jaxqn.dense(), but it is "
+            f"{_described(method)}"
+        )
+    if not isinstance(linesearch, LineSearch):
+        raise TypeError(
+            "linesearch must be a jaxqn.LineSearch such as jaxqn.wolfe() or "
+            f"jaxqn.backtracking(), but it is {_described(linesearch)}"
+        )
+    if not isinstance(args, tuple | list):
+        raise TypeError(
+            f"args must be a tuple of the further arguments of fun, but it is {_described(args)}: "
+            "write args=(data,)"
+        )
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback must be a function, but it is {_described(callback)}")
+
+
+def _described(value: Any) -> str:
+    if value is None:
+        return "None"
+    return f"a {type(value).__name__}" + (f" ({value!r})" if isinstance(value, str) else "")
+
+
 def check_hashable(fun: Callable[..., Any]) -> None:
     """``fun`` must be callable, and hashable to serve as a key of compiled programs."""
     if not callable(fun):
@@ -81,7 +110,10 @@ def check_hashable(fun: Callable[..., Any]) -> None:
 
 def check_hess_inv0(H0: Any, n: int, dtype: np.dtype) -> Array:
     """An initial inverse Hessian: shape, symmetry, positive definiteness (unless traced)."""
-    H0 = jnp.asarray(H0, dtype)
+    H0 = jnp.asarray(H0)
+    if jnp.issubdtype(H0.dtype, jnp.complexfloating):
+        raise TypeError(f"hess_inv0 is complex ({H0.dtype}): an inverse Hessian here is real")
+    H0 = H0.astype(dtype)
     if H0.shape != (n, n):
         raise ValueError(
             f"hess_inv0 has shape {H0.shape}, but x0 has {n} entries: expected {(n, n)}"
@@ -105,49 +137,77 @@ def check_hess_inv0(H0: Any, n: int, dtype: np.dtype) -> Array:
 
 def nonnegative(name: str, value: Any, dtype: np.dtype) -> Any:
     """A tolerance as a scalar of ``dtype``."""
-    if isinstance(value, jax.Array):
-        if not is_traced(value) and not bool(value >= 0):
-            raise ValueError(f"{name} must be at least 0, but it is {value}")
-        return value.astype(dtype)
-    if not value >= 0:
+    value = _number(name, value)
+    if not is_traced(value) and not value >= 0:
         raise ValueError(f"{name} must be at least 0, but it is {value}")
-    return np.asarray(value, dtype)
+    return value.astype(dtype)
 
 
 def whole_number(name: str, value: Any, *, least: int) -> Any:
     """A budget as an int32 scalar."""
-    if isinstance(value, jax.Array):
+    value = _number(name, value)
+    if is_traced(value):
         return value.astype(jnp.int32)
-    if value != int(value) or value < least:
+    if not (np.isfinite(value) and value == np.floor(value) and value >= least):
         raise ValueError(f"{name} must be a whole number of at least {least}, but it is {value}")
-    return np.int32(min(value, np.iinfo(np.int32).max))
+    return np.int32(min(int(value), np.iinfo(np.int32).max))
 
 
-def split_aux(out: Any) -> tuple[Any, Any]:
+def _number(name: str, value: Any) -> Any:
+    """A real scalar."""
+    array = value if isinstance(value, jax.Array) else np.asarray(value)
+    if not jnp.issubdtype(array.dtype, jnp.number) or jnp.iscomplexobj(array):
+        raise TypeError(f"{name} must be a real number, but it is {value!r}")
+    if array.shape != ():
+        raise ValueError(f"{name} must be one number, but it has shape {array.shape}")
+    return array
+
+
+def check_state(state: Any, fresh: Any) -> None:
+    """A state to continue must look like the one that a new run would start from."""
+    old, new = (jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), s) for s in (state, fresh))
+    if jax.tree.structure(state) != jax.tree.structure(fresh):
+        raise ValueError(
+            "state comes from a run with another method, line search or has_aux: continue it with "
+            "the options it was made with"
+        )
+    if old.point.x != new.point.x:
+        raise ValueError(
+            f"state comes from a problem with x of shape and dtype {old.point.x}, but here x0 has "
+            f"{new.point.x}"
+        )
+    if old != new:
+        raise ValueError(
+            "state comes from a run with another method or line search: its arrays have other "
+            "shapes than those of this method"
+        )
+
+
+def split_aux(out: Any, name: str = "fun") -> tuple[Any, Any]:
     """The objective's ``(value, aux)``."""
     if not (isinstance(out, tuple) and len(out) == 2):
         raise TypeError(
-            f"with has_aux=True, fun must return (value, aux), but it returned a {type(out).__name__}"
+            f"with has_aux=True, {name} must return (value, aux), but it returned {_described(out)}"
         )
     return out
 
 
-def scalar_value(value: Any) -> Array:
+def scalar_value(value: Any, name: str = "fun") -> Array:
     """The objective's value as a scalar array."""
-    if isinstance(value, tuple | list | dict):
+    if value is None or isinstance(value, tuple | list | dict):
         raise TypeError(
-            f"fun must return a scalar, but it returned a {type(value).__name__}; if that is "
+            f"{name} must return a scalar, but it returned {_described(value)}; if that is "
             "(value, aux), pass has_aux=True"
         )
     value = jnp.asarray(value)
     if value.shape != ():
         raise ValueError(
-            f"fun must return a scalar, but it returned shape {value.shape}: reduce it, for "
+            f"{name} must return a scalar, but it returned shape {value.shape}: reduce it, for "
             "instance with jnp.sum"
         )
     if not jnp.issubdtype(value.dtype, jnp.floating):
         raise TypeError(
-            f"fun must return a real floating number, but it returned {value.dtype}: for a complex "
+            f"{name} must return a real floating number, but it returned {value.dtype}: for a complex "
             "value take jnp.real or jnp.abs"
         )
     return value

@@ -60,8 +60,8 @@ def powell_damping(s: Array, y: Array, Hy: Array, *, theta: float = 0.2) -> Arra
     Example:
       >>> import jax.numpy as jnp
       >>> s, y = jnp.array([-1.0, 0.0]), jnp.array([1.0, 0.0])
-      >>> powell_damping(s, y, y).tolist()  # sᵀy = −1 becomes 0.2
-      [0.19999998807907104, 0.0]
+      >>> powell_damping(s, y, y, theta=0.25).tolist()  # sᵀy = −1 becomes 1/4
+      [0.25, 0.0]
 
     References:
       Nocedal & Wright, 2006, procedure 18.2, by duality (B, s, y) → (H, y, s).

@@ -121,7 +121,7 @@ def trip(
     # Judge. A failed search still has its lowest trial to offer.
     dphi0, dphi = -dot(jnp.stack([point.g, trial.g]), state.Hg)
     search, done, given_up = linesearch.step(state.search, trial.f, dphi)
-    lower = (trial.f < state.best.f) & jnp.isfinite(dphi)
+    lower = (trial.f < state.best.f) & jnp.isfinite(trial.f) & jnp.isfinite(dphi)
     best = select(lower, trial, state.best)
     choice = jnp.argmax(jnp.stack([first | done, given_up & (best.f < point.f), given_up, ~first]))
     accepted, rescued, failed = choice == 0, choice == 1, choice == 2
@@ -163,7 +163,7 @@ def trip(
         within_ftol=step & (decrease <= tol.ftol * jnp.abs(new.f)),
         within_xtol=step & (gram[2, 2] <= tol.xtol**2 * gram[3, 3]),
         failed=failed & state.steepest,
-        hidden=alpha * jnp.abs(dphi0) <= rounding_noise(point.f),
+        hidden=_agree(point.f, dphi0, trial.f, dphi, alpha),
     )
     return LoopState(
         point=new,
@@ -176,6 +176,13 @@ def trip(
         counts=counts,
         status=status,
     )
+
+
+def _agree(phi0: Array, dphi0: Array, phi: Array, dphi: Array, alpha: Array) -> Array:
+    """Whether two values agree with their slopes, by the trapezoidal rule, up to rounding."""
+    change = phi - phi0
+    error = jnp.abs(change - 0.5 * alpha * (dphi0 + dphi))
+    return error <= rounding_noise(phi0) + 0.5 * jnp.abs(change)
 
 
 def lowest(state: LoopState) -> Point:

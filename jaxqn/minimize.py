@@ -14,6 +14,8 @@ import numpy as np
 from jaxqn._checks import (
     check_hashable,
     check_hess_inv0,
+    check_state,
+    check_values,
     check_x0,
     is_traced,
     nonnegative,
@@ -149,14 +151,18 @@ def minimize(
     """
     qn = method_by_name(method) if isinstance(method, str) else method
     linesearch = wolfe() if linesearch is None else linesearch
+    check_values(qn, linesearch, args, callback)
     x0, dtype, n = check_x0(x0)
     check_hashable(fun)
     tol = _tolerances(dtype, n, gtol, ftol, xtol, maxiter, maxfun)
     H0 = None if hess_inv0 is None else check_hess_inv0(hess_inv0, n, dtype)
+    begin = functools.partial(_start, fun=fun, qn=qn, linesearch=linesearch, has_aux=has_aux)
     if state is None:
-        state = _start(x0, args, H0, fun=fun, qn=qn, linesearch=linesearch, has_aux=has_aux)
+        state = begin(x0, args, H0)
     elif H0 is not None:
-        raise ValueError("hess_inv0 is for a new run; this one continues a state")
+        raise ValueError("hess_inv0 is for a new run, but this one continues a state")
+    else:
+        check_state(state, jax.eval_shape(begin, x0, args, None))
     go = functools.partial(_run, args=args, fun=fun, qn=qn, linesearch=linesearch, has_aux=has_aux)
     if callback is None and not progress:
         return go(x0, state, tol)
@@ -170,7 +176,7 @@ def _start(
     """The state before the first evaluation."""
     aux = None
     if has_aux:
-        shapes = jax.eval_shape(fun, x0, *args)[1]
+        shapes = split_aux(jax.eval_shape(fun, x0, *args))[1]
         aux = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     return start(jax.flatten_util.ravel_pytree(x0)[0], aux, qn, linesearch, H0)
 

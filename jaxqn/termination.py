@@ -102,7 +102,7 @@ def assess(
       within_ftol: whether the last step decreased the objective by no more than ``tol.ftol``.
       within_xtol: whether the last step was no longer than ``tol.xtol``.
       failed: whether the search along the negative gradient failed.
-      hidden: whether the decrease it sought at last was below the rounding noise.
+      hidden: whether values and slopes agreed nevertheless: rounding hides the decrease.
     """
     nit, nfev, flat = counts
     tests = [

@@ -14,7 +14,6 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = [
     "_typing",
     "_numerics",
-    "_checks",
     "derivatives",
     "curvature",
     "rules",
@@ -24,6 +23,7 @@ ROOMS = [
     "quasi_newton",
     "linesearch",
     "termination",
+    "_checks",
     "loop",
     "minimize",
     "batch",

@@ -156,7 +156,10 @@ def test_a_batch_of_batches():
     """Starts × problems, with the problems' data shared by all starts."""
     x, data = problems(4)
     starts = jnp.stack([x, x[::-1], 0 * x])
-    solve = lambda x, d: minimize(valley, x, (d,), gtol=1e-8)  # noqa: E731
+
+    def solve(x, d):
+        return minimize(valley, x, (d,), gtol=1e-8)
+
     nested = jax.jit(jax.vmap(jax.vmap(solve), (0, None)))(starts, data)
     assert nested.x.shape == (3, 4, 3)
     assert bool(jnp.all(nested.success))

@@ -66,6 +66,11 @@ def satisfies_wolfe(phi, trial, c1=C1, c2=C2, eps=2.3e-16):
     ) or oracles.approximate_wolfe(phi0, dphi0, value, slope, c1, c2, noise)
 
 
+def in_float32(phi):
+    """What a float32 search sees of a function."""
+    return lambda a: [float(np.float32(v)) for v in phi(a)]
+
+
 # Functions of one variable, all with negative slope at 0.
 
 
@@ -141,8 +146,7 @@ def test_accepted_steps_satisfy_wolfe_in_float32(alpha0):
     for name, phi in FUNCTIONS.items():
         outcome = search(wolfe(), phi, alpha0, np.float32)
         assert outcome.done, name
-        single = lambda a, phi=phi: [float(np.float32(v)) for v in phi(a)]  # noqa: E731
-        assert satisfies_wolfe(single, outcome.trials[-1], eps=eps), name
+        assert satisfies_wolfe(in_float32(phi), outcome.trials[-1], eps=eps), name
 
 
 @each_start

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jaxqn._typing import Array
 from jaxqn.linesearch.base import LineSearch
-from jaxqn.linesearch.conditions import approximate_wolfe, armijo
+from jaxqn.linesearch.conditions import approximate_wolfe, armijo, out_of_sight
 
 __all__ = ["BacktrackingState", "backtracking"]
 
@@ -74,7 +74,8 @@ def backtracking(*, c1: float = 1e-4, shrink: float = 0.5, max_trials: int = 30)
         shorter = jnp.where(curved, parabola, 0.1 * alpha)
         trials = state.trials + 1
         next_alpha = jnp.clip(shorter, 0.1 * alpha, shrink * alpha)
+        exhausted = (trials >= max_trials) | out_of_sight(phi0, dphi0, phi, next_alpha)
         state = state._replace(alpha=next_alpha, trials=trials)
-        return state, done, ~done & (trials >= max_trials)
+        return state, done, ~done & exhausted
 
     return LineSearch(init, step)

@@ -13,7 +13,12 @@ import jax.numpy as jnp
 from jaxqn._numerics import eps
 from jaxqn._typing import Array
 from jaxqn.linesearch.base import LineSearch
-from jaxqn.linesearch.conditions import approximate_wolfe, armijo, strong_curvature
+from jaxqn.linesearch.conditions import (
+    approximate_wolfe,
+    armijo,
+    out_of_sight,
+    strong_curvature,
+)
 
 __all__ = ["WolfeState", "wolfe"]
 
@@ -60,7 +65,7 @@ def wolfe(
       >>> search = wolfe(c2=0.1)
       >>> state = search.init(jnp.array(1.0), jnp.array(-2.0), jnp.array(3.0))  # (1 − alpha)²
       >>> state, done, failed = search.step(state, jnp.array(4.0), jnp.array(4.0))
-      >>> float(state.alpha)
+      >>> round(float(state.alpha), 6)
       1.0
 
     References:
@@ -93,8 +98,9 @@ def wolfe(
         slow = (width > 0.66 * old_width) & jnp.isfinite(old_width)
         trials = state.trials + 1
         resolution = 4 * eps(alpha.dtype) * new_lo[0]
-        exhausted = (trials >= max_trials) | (width <= resolution)
         next_alpha = _next_trial(lo, new_lo, new_hi, slow, growth)
+        exhausted = (trials >= max_trials) | (width <= resolution)
+        exhausted |= out_of_sight(phi0, dphi0, phi, next_alpha)
         known = jnp.stack([origin, new_lo, new_hi])
         return WolfeState(next_alpha, known, trials), done, ~done & exhausted
 

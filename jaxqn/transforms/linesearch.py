@@ -198,7 +198,8 @@ def _search(
 
     def objective(x: optax.Params) -> Array:
         out = value_fn(x, **data)
-        return scalar_value(split_aux(out)[0] if has_aux else out).astype(dtype)
+        value = split_aux(out, "value_fn")[0] if has_aux else out
+        return scalar_value(value, "value_fn").astype(dtype)
 
     def slope(g: optax.Updates) -> Array:
         return optax.tree.vdot(direction, optax.tree.cast(g, dtype))
