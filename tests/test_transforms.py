@@ -458,7 +458,7 @@ def test_it_walks_the_path_of_minimize(name):
         maxiter=steps,
         callback=lambda result: driver.append((result.x, int(result.nfev))),
     )
-    solver = optax.chain(make(name, scale_init=True), optax.scale(-1.0), scale_by_linesearch())
+    solver = optax.chain(METHODS[name][0](), optax.scale(-1.0), scale_by_linesearch())
     points, searches = solve(solver, rosenbrock, jnp.asarray(by_name("rosenbrock").x0), steps)
     nfev = 1 + np.cumsum([int(search.info.nfev) for search in searches])
     np.testing.assert_allclose(points[1:], [x for x, _ in driver], rtol=1e-6)

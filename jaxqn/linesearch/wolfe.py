@@ -17,6 +17,7 @@ from jaxqn.linesearch.conditions import (
     approximate_wolfe,
     armijo,
     out_of_sight,
+    rounding_noise,
     strong_curvature,
 )
 
@@ -89,7 +90,8 @@ def wolfe(
         # Where does the trial belong? Too far: it is the new far end. Otherwise it is the best so
         # far, and the old best is the far end if the slope turned in between.
         trial = jnp.stack([alpha, phi, dphi])
-        too_far = ~(finite & decrease & (phi <= lo[1]))
+        hidden = jnp.abs(phi - lo[1]) <= rounding_noise(phi0)
+        too_far = ~(finite & ((decrease & (phi <= lo[1])) | (hidden & (dphi < 0))))
         turned = dphi * lo[2] < 0
         new_lo = jnp.where(too_far, lo, trial)
         new_hi = jnp.where(too_far, trial, jnp.where(turned, lo, hi))
@@ -127,6 +129,9 @@ def _cubic_minimiser(u: Array, v: Array) -> Array:
     """
     gap = v[0] - u[0]
     du, dv = u[2] * gap, v[2] * gap
-    theta = du + dv - 3 * (v[1] - u[1])
+    change = v[1] - u[1]
+    # Where rounding hides the change, the slopes say what it is, and the cubic is a parabola.
+    hidden = jnp.abs(change) + jnp.abs(du) + jnp.abs(dv) <= 2 * rounding_noise(u[1])
+    theta = du + dv - 3 * jnp.where(hidden, 0.5 * (du + dv), change)
     gamma = jnp.sqrt(theta**2 - du * dv)
     return 1 - (dv + gamma - theta) / (dv - du + 2 * gamma)
