@@ -23,7 +23,8 @@ def check_x0(x0: ArrayTree) -> tuple[ArrayTree, np.dtype, int]:
     named, treedef = jax.tree_util.tree_flatten_with_path(x0)
     if not named:
         raise ValueError("x0 has no leaves: there is nothing to minimise over")
-    leaves, dtypes = [], {}
+    leaves: list[Any] = []
+    dtypes: dict[np.dtype, str] = {}
     for path, leaf in named:
         name = "x0" + jax.tree_util.keystr(path)
         array = _floating(name, leaf)
@@ -38,7 +39,7 @@ def check_x0(x0: ArrayTree) -> tuple[ArrayTree, np.dtype, int]:
     size = sum(leaf.size for leaf in leaves)
     if size == 0:
         raise ValueError("x0 has no entries: there is nothing to minimise over")
-    return treedef.unflatten(leaves), leaves[0].dtype, size
+    return jax.tree.unflatten(treedef, leaves), leaves[0].dtype, size
 
 
 def _floating(name: str, leaf: Any) -> Any:
@@ -166,7 +167,8 @@ def _number(name: str, value: Any) -> Any:
 def check_state(state: Any, fresh: Any) -> None:
     """A state to continue must look like the one that a new run would start from."""
     old, new = (jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), s) for s in (state, fresh))
-    if jax.tree.structure(state) != jax.tree.structure(fresh):
+    structures: list[Any] = [jax.tree.structure(state), jax.tree.structure(fresh)]
+    if structures[0] != structures[1]:
         raise ValueError(
             "state comes from a run with another method, line search or has_aux: continue it with "
             "the options it was made with"
@@ -207,7 +209,7 @@ def scalar_value(value: Any, name: str = "fun") -> Array:
         )
     if not jnp.issubdtype(value.dtype, jnp.floating):
         raise TypeError(
-            f"{name} must return a real floating number, but it returned {value.dtype}: for a complex "
-            "value take jnp.real or jnp.abs"
+            f"{name} must return a real floating number, but it returned {value.dtype}: for a "
+            "complex value take jnp.real or jnp.abs"
         )
     return value

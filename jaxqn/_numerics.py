@@ -18,16 +18,9 @@ def dot(a: Array, b: Array) -> Array:
 
 
 def safe_divide(numerator: Array, denominator: Array, where: Array) -> Array:
-    """``numerator / denominator`` where ``where`` holds, else 0; never divides by a masked value."""
+    """``numerator / denominator`` where ``where`` holds, else 0; a masked value divides nothing."""
     quotient = numerator / jnp.where(where, denominator, jnp.ones_like(denominator))
     return jnp.where(where, quotient, jnp.zeros_like(quotient))
-
-
-def norm(v: Array) -> Array:
-    """Euclidean norm that neither overflows nor underflows in the squares."""
-    largest = inf_norm(v)
-    scaled = v / jnp.where(largest > 0, largest, jnp.ones_like(largest))
-    return largest * jnp.sqrt(dot(scaled, scaled))
 
 
 def inf_norm(tree: ArrayTree) -> Array:

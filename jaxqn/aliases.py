@@ -44,7 +44,7 @@ def bfgs(
         :func:`jaxqn.wolfe` if there is no learning rate, and none if there is one. With both, the
         search starts from the direction scaled by the learning rate.
       has_aux: whether ``value_fn`` returns ``(value, aux)``; for jaxqn's searches.
-      scale_init: scale H = I by this times sᵀy/yᵀy before its first update; see :func:`jaxqn.dense`.
+      scale_init: multiple of sᵀy/yᵀy to start from instead of I; see :func:`jaxqn.dense`.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``.

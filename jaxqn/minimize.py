@@ -19,9 +19,9 @@ from jaxqn._checks import (
     check_x0,
     is_traced,
     nonnegative,
-    whole_number,
     scalar_value,
     split_aux,
+    whole_number,
 )
 from jaxqn._typing import Array, ArrayTree, Objective
 from jaxqn.linesearch import LineSearch, wolfe

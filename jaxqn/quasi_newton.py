@@ -153,7 +153,7 @@ def dense(
     def update(state: DenseState, s: Array, y: Array) -> DenseState:
         rows = jnp.stack([s, y, apply(state, y)])
         unknown = jnp.full((), jnp.nan, s.dtype)
-        return absorb(state, _pair(rows, dot(rows, rows.T), unknown, state.counts[0]))[0]
+        return absorb(state, _pair(rows, dot(rows, rows.T), unknown))[0]
 
     def advance(
         state: DenseState, s: Array, y: Array, g: Array, Hg: Array, moved: Array
@@ -167,7 +167,7 @@ def dense(
         rows = jnp.stack([s, y, product - Hg, Hg, g])
         gram = dot(rows, rows.T)
         sBs = _step_curvature(gram[0, 0], gram[0, 3], gram[3, 3], gram[0, 4] - gram[0, 1])
-        pair = _pair(rows, gram, sBs, state.counts[0])
+        pair = _pair(rows, gram, sBs)
         state, scale, rows, weights = absorb(state, pair)
         return state, scale * product + dot(weights * dot(rows, g), rows)
 
@@ -183,7 +183,7 @@ def dense(
     return QuasiNewton(init, update, apply, advance, reset)
 
 
-def _pair(rows: Array, gram: Array, sBs: Array, count: Array) -> Pair:
+def _pair(rows: Array, gram: Array, sBs: Array) -> Pair:
     """The pair whose s, y and H y are the first three rows, with their inner products."""
     return Pair(
         s=rows[0],
@@ -194,7 +194,6 @@ def _pair(rows: Array, gram: Array, sBs: Array, count: Array) -> Pair:
         yy=gram[1, 1],
         yw=gram[1, 2],
         sBs=sBs,
-        count=count,
     )
 
 

@@ -49,7 +49,6 @@ class Pair(NamedTuple):
       yw: yᵀH y.
       sBs: sᵀB s, or NaN where it is not known (a step that is not along −H g); the self-scaled
         rules then fall back to their unscaled member.
-      count: pairs absorbed before this one, int32.
     """
 
     s: Array
@@ -60,7 +59,6 @@ class Pair(NamedTuple):
     yy: Array
     yw: Array
     sBs: Array
-    count: Array
 
 
 class Correction(NamedTuple):
@@ -138,7 +136,7 @@ def sr1_rule(pair: Pair) -> Correction:
 
 
 def _known_b(pair: Pair) -> tuple[Array, Array]:
-    """b = sᵀB s/(sᵀy), and whether it is known; 1 where it is not, which means "do not scale"."""
+    """B = sᵀB s/(sᵀy), and whether it is known; 1 where it is not, which means "do not scale"."""
     usable = pair.sy > 0
     known = (pair.sBs > 0) & jnp.isfinite(pair.sBs) & usable
     b = pair.sBs * safe_divide(jnp.ones_like(pair.sy), pair.sy, usable)

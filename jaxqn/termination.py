@@ -1,7 +1,7 @@
 """When to stop, and what to call it."""
 
 import enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,9 +36,9 @@ MESSAGES: dict[Status, str] = {
     "minimum to the precision of the dtype; check jac, and use float64 for more digits.",
     Status.MAX_ITER: "Stopped at maxiter. Continue with state=result.state and a larger maxiter.",
     Status.MAX_FUN: "Stopped at maxfun. Continue with state=result.state and a larger maxfun.",
-    Status.LINE_SEARCH_FAILED: "No decrease along the negative gradient, although its slope promises "
-    "one: the gradient does not match the objective, or the objective is noisier than its last "
-    "digit. Look for discontinuities, stopped gradients and cancellation; try float64.",
+    Status.LINE_SEARCH_FAILED: "No decrease along the negative gradient, although its slope "
+    "promises one: the gradient does not match the objective, or the objective is noisier than its "
+    "last digit. Look for discontinuities, stopped gradients and cancellation; try float64.",
     Status.NON_FINITE: "The objective or its gradient is not finite at x0. Start elsewhere, or "
     "look for log, sqrt or division by zero in the objective.",
     Status.STOPPED: "Stopped by the callback.",
@@ -47,7 +47,7 @@ MESSAGES: dict[Status, str] = {
 
 
 class Tolerances(NamedTuple):
-    """Stopping tolerances and budgets, all operands: changing them compiles nothing.
+    """Stopping tolerances and budgets, all scalar operands: changing them compiles nothing.
 
     Attributes:
       gtol: bound on the largest entry of the gradient.
@@ -58,12 +58,12 @@ class Tolerances(NamedTuple):
       maxfun: evaluations allowed in all, int32.
     """
 
-    gtol: Array
-    grtol: Array
-    ftol: Array
-    xtol: Array
-    maxiter: Array
-    maxfun: Array
+    gtol: Any
+    grtol: Any
+    ftol: Any
+    xtol: Any
+    maxiter: Any
+    maxfun: Any
 
 
 def default_rtol(dtype: jax.typing.DTypeLike) -> float:

@@ -112,7 +112,7 @@ def sherman_morrison(A_inv: Array, u: Array, v: Array, *, rtol: float | None = N
     return A_inv - jnp.outer(c * jnp.where(usable, left, 0), jnp.where(usable, right, 0))
 
 
-def _update(rule: Rule, H: Array, s: Array, y: Array, sBs: Array | None = None) -> Array:
+def _update(rule: Rule, H: Array, s: Array, y: Array, sBs: Array | float | None = None) -> Array:
     """Correct a matrix by a pair, as the rule says: one product, one pass over H."""
     chex.assert_rank(s, 1)
     chex.assert_equal_shape([s, y])
@@ -128,7 +128,6 @@ def _update(rule: Rule, H: Array, s: Array, y: Array, sBs: Array | None = None) 
         yy=dot(y, y),
         yw=dot(y, w),
         sBs=unknown if sBs is None else jnp.asarray(sBs, H.dtype),
-        count=jnp.zeros((), jnp.int32),
     )
     c = rule(pair)
     p, q = corners(s, w, c)

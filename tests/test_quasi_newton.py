@@ -289,6 +289,33 @@ def test_reset_gives_the_identity_and_a_new_start(panel):
             state = qn.update(state, s, y)
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_reset_mends_a_matrix_that_is_not_finite(bad):
+    """0 × Inf is NaN: what is forgotten must not come back as a factor of zero."""
+    qn, yes = verbs("bfgs", 0), jnp.ones((), bool)
+    S, Y = random_pairs(15)
+    state = qn.update(qn.init(jnp.zeros(N)), S[0], Y[0])
+    fresh = qn.reset(state._replace(matrix=jnp.full((N, N), bad)), yes)
+    np.testing.assert_array_equal(qn.apply(fresh, S[0]), S[0])
+    np.testing.assert_array_equal(inverse_hessian(fresh), np.eye(N))
+
+
+@pytest.mark.parametrize("name", ["bfgs", "ssbroyden", "sr1"])
+@pytest.mark.parametrize("of_s", [1e-25, 1.0, 1e25])
+@pytest.mark.parametrize("of_y", [1e-25, 1.0, 1e25])
+def test_inner_products_out_of_range_leave_h_finite(name, of_s, of_y):
+    """In float32 they underflow or overflow: the pair is refused, or used as it should be."""
+    s, y = [jnp.asarray(a, jnp.float32) for a in random_pairs(16)]
+    zeros = jnp.zeros((2 * PUSHES - 2, N), jnp.float32)
+    pairs = [jnp.concatenate([a[:2] * c, zeros]) for a, c in ((s, of_s), (y, of_y))]
+    states, _ = by_update(name, 0)(*pairs, jnp.ones(N, jnp.float32))
+    absorbed, _ = tally(states)
+    Hy = inverse_hessian(take(states, 1)) @ pairs[1][1]
+    assert np.all(np.isfinite(matrices_of(states)))
+    if absorbed[1] > absorbed[0]:
+        np.testing.assert_allclose(Hy / of_s, s[1], rtol=1e-3)
+
+
 @each_panel
 def test_the_matrix_is_what_is_applied(panel):
     qn = method("bfgs", panel)

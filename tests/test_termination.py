@@ -180,10 +180,24 @@ def kinked(x):
 
 
 def test_a_kink_ends_the_run_with_a_true_status():
-    result = minimize(kinked, jnp.array([0.3, -1.7]))
+    result = minimize(kinked, jnp.array([0.3, -1.7]), maxfun=20_000)
     assert status(result) in (Status.LINE_SEARCH_FAILED, Status.STALLED)
     assert not bool(result.success)
     assert float(result.fun) < 1e-3
+
+
+@pytest.mark.parametrize("power", [1.0, 1.5, 4.0])
+def test_a_run_to_the_smallest_numbers_ends_by_itself(power, dtype):
+    """Down to the underflow of every inner product, where H may overflow."""
+    x0 = jnp.asarray([0.3, -1.7], dtype)
+    result = minimize(power_sum, x0, (jnp.asarray(power, dtype),), gtol=0.0, maxfun=20_000)
+    assert status(result) not in (Status.MAX_FUN, Status.NON_FINITE)
+    assert np.isfinite(result.fun)
+    assert float(result.fun) <= 1e-3 * float(power_sum(x0, power))
+
+
+def power_sum(x, power):
+    return jnp.sum(jnp.abs(x) ** power * jnp.arange(1, 3, dtype=x.dtype))
 
 
 # NON_FINITE, and values that are not finite on the way
@@ -221,7 +235,7 @@ def test_a_trial_that_is_not_finite_is_no_end(linesearch):
 def test_a_function_unbounded_below_ends_at_its_best_finite_value(kind, linesearch, dtype):
     """No success, nothing returned that is not finite, and x0 is not blamed."""
     x0 = jnp.ones(3, dtype)
-    result = minimize(bottomless, x0, (kind,), linesearch=linesearch)
+    result = minimize(bottomless, x0, (kind,), linesearch=linesearch, maxfun=50_000)
     assert not bool(result.success)
     assert status(result) != Status.NON_FINITE
     assert all(np.all(np.isfinite(leaf)) for leaf in (result.x, result.fun, result.jac))

@@ -172,7 +172,7 @@ def scale_by_bfgs(*, scale_init: float = 1.0) -> optax.GradientTransformationExt
     """:func:`scale_by_quasi_newton` with a dense H and :func:`jaxqn.bfgs_update`.
 
     Args:
-      scale_init: scale H = I by this times sᵀy/yᵀy before its first update; see :func:`jaxqn.dense`.
+      scale_init: multiple of sᵀy/yᵀy to start from instead of I; see :func:`jaxqn.dense`.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``.
