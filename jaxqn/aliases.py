@@ -28,7 +28,7 @@ def bfgs(
     *,
     linesearch: Search = ...,
     has_aux: bool = False,
-    scale_init: float = 1.0,
+    scale_init: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
     """BFGS: :func:`jaxqn.scale_by_bfgs`, a learning rate or a line search, and the sign.
 
@@ -44,7 +44,7 @@ def bfgs(
         :func:`jaxqn.wolfe` if there is no learning rate, and none if there is one. With both, the
         search starts from the direction scaled by the learning rate.
       has_aux: whether ``value_fn`` returns ``(value, aux)``; for jaxqn's searches.
-      scale_init: multiple of sᵀy/yᵀy to start from instead of I; see :func:`jaxqn.dense`.
+      scale_init: whether to scale H = I before its first update; see :func:`jaxqn.dense`.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``.
@@ -78,7 +78,7 @@ def dfp(
     *,
     linesearch: Search = ...,
     has_aux: bool = False,
-    scale_init: float = 1.0,
+    scale_init: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
     """DFP: :func:`jaxqn.scale_by_dfp` in the chain that :func:`bfgs` describes, arguments and all.
 
@@ -96,7 +96,7 @@ def sr1(
     *,
     linesearch: Search = ...,
     has_aux: bool = False,
-    scale_init: float = 0.5,
+    scale_init: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
     """SR1: :func:`jaxqn.scale_by_sr1` in the chain that :func:`bfgs` describes, arguments and all.
 
@@ -115,7 +115,7 @@ def broyden(
     phi: Array | float = 0.5,
     linesearch: Search = ...,
     has_aux: bool = False,
-    scale_init: float = 1.0,
+    scale_init: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
     """Broyden's class: :func:`jaxqn.scale_by_broyden` in the chain that :func:`bfgs` describes.
 
@@ -143,7 +143,7 @@ def osbfgs(
     *,
     linesearch: Search = ...,
     has_aux: bool = False,
-    scale_init: float = 1.0,
+    scale_init: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
     """Self-scaled BFGS with a switch, the driver's default: :func:`jaxqn.scale_by_osbfgs`.
 
@@ -163,7 +163,7 @@ def ssbfgs(
     *,
     linesearch: Search = ...,
     has_aux: bool = False,
-    scale_init: float = 1.0,
+    scale_init: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
     """Self-scaled BFGS: :func:`jaxqn.scale_by_ssbfgs` in the chain that :func:`bfgs` describes.
 
@@ -181,7 +181,7 @@ def ssbroyden(
     *,
     linesearch: Search = ...,
     has_aux: bool = False,
-    scale_init: float = 1.0,
+    scale_init: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
     """Self-scaled Broyden: :func:`jaxqn.scale_by_ssbroyden` in the chain of :func:`bfgs`.
 

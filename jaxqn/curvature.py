@@ -9,14 +9,14 @@ import jax.numpy as jnp
 from jaxqn._numerics import dot, eps, safe_divide
 from jaxqn._typing import Array
 
-__all__ = ["has_curvature", "powell_damping"]
+__all__ = ["has_curvature", "in_range", "powell_damping"]
 
 
 def has_curvature(ss: Array, sy: Array, yy: Array, *, rtol: float | None = None) -> Array:
     """Whether sᵀy > rtol ‖s‖ ‖y‖, from the three inner products of a pair.
 
     The test is relative, so scaling f or x changes no decision; a zero pair and a pair with a
-    non-finite entry fail it.
+    non-finite entry, or squares out of range, fail it.
 
     Args:
       ss: sᵀs, shape ``()``.
@@ -39,8 +39,21 @@ def has_curvature(ss: Array, sy: Array, yy: Array, *, rtol: float | None = None)
     if rtol is None:
         rtol = 10 * eps(sy.dtype)
     floor = jnp.sqrt(ss) * jnp.sqrt(yy) * rtol
-    # `floor` is finite only when every entry is, and NaN compares false.
-    return (sy > floor) & jnp.isfinite(floor) & jnp.isfinite(sy)
+    return (sy > floor) & in_range(ss, yy) & jnp.isfinite(sy)
+
+
+def in_range(ss: Array, yy: Array) -> Array:
+    """Whether the squares of a pair have neither overflowed nor lost digits to underflow.
+
+    False for a zero pair, too, and where an entry is not finite.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> bool(in_range(jnp.float32(1.0), jnp.float32(1e-40)))
+      False
+    """
+    least = float(jnp.finfo(ss.dtype).tiny) / eps(ss.dtype)
+    return (jnp.minimum(ss, yy) > least) & jnp.isfinite(ss) & jnp.isfinite(yy)
 
 
 def powell_damping(s: Array, y: Array, Hy: Array, *, theta: float = 0.2) -> Array:

@@ -94,7 +94,7 @@ def start(
         Hg=jnp.zeros_like(x),
         search=linesearch.init(zero, -one, one),
         approx=qn.init(x, H0),
-        steepest=jnp.ones((), bool),
+        steepest=jnp.array(H0 is None),
         # A unit of 0 is yet to be taken from the first gradient.
         norms=jnp.array([0 if H0 is None else 1, jnp.inf, jnp.inf, jnp.inf], x.dtype),
         counts=jnp.zeros((3,), jnp.int32),
@@ -142,7 +142,7 @@ def trip(
     lost = failed | ~(gHg > 0)
     approx = qn.reset(approx, lost)
     Hg = jnp.where(lost, g, Hg)
-    steepest = lost | jnp.where(moved, first, state.steepest)
+    steepest = lost | (state.steepest & (first | ~moved))
     g_length = jnp.sqrt(jnp.where(gg > 0, gg, jnp.ones_like(gg)))
     alpha0 = jnp.where(steepest, first_step(new.f, unit * g_length) / g_length, 1)
     fresh_search = linesearch.init(new.f, -unit * jnp.where(lost, gg, gHg), alpha0)
@@ -162,7 +162,7 @@ def trip(
         g0_norm=g0_norm,
         within_ftol=step & (decrease <= tol.ftol * jnp.abs(new.f)),
         within_xtol=step & (gram[2, 2] <= tol.xtol**2 * gram[3, 3]),
-        failed=failed & state.steepest,
+        failed=lost & state.steepest & ~moved,
         hidden=_agree(point.f, dphi0, trial.f, dphi, alpha),
     )
     return LoopState(

@@ -71,7 +71,11 @@ class MinimizeResult(NamedTuple):
 
     @property
     def hess_inv(self) -> Array:
-        """The final inverse-Hessian approximation, shape ``(n, n)``, over ravelled parameters."""
+        """The final approximation of the inverse Hessian over ravelled parameters, ``(n, n)``.
+
+        What the method needed, which for the self-scaled ones may be far from the inverse of the
+        Hessian; for standard errors invert :func:`jaxqn.derivatives.hessian` at ``x``.
+        """
         unit = self.state.norms[..., 0, None, None]
         return inverse_hessian(self.state.approx) / unit
 

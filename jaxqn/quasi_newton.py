@@ -139,8 +139,12 @@ def dense(
         else:
             gamma = jnp.ones_like(pair.sy)
         c = rule(pair)
-        rows, weights = jnp.stack(corners(pair.s, pair.w, c)), jnp.stack([c.alpha, c.beta])
-        scale = c.scale * gamma
+        weights = jnp.stack([c.alpha, c.beta])
+        # A correction that overflows would stay in the matrix for good.
+        c = c._replace(accepted=c.accepted & jnp.all(jnp.isfinite(weights)) & jnp.isfinite(c.scale))
+        weights = jnp.where(c.accepted, weights, jnp.zeros_like(weights))
+        rows = jnp.stack(corners(pair.s, pair.w, c))
+        scale = jnp.where(c.accepted, c.scale, jnp.ones_like(gamma)) * gamma
         tally = jnp.stack([c.accepted, ~c.accepted & (pair.ss > 0), jnp.zeros((), bool)])
         state = state._replace(
             base=state.base * scale,

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from jaxqn._numerics import dot, eps, safe_divide
 from jaxqn._typing import Array
-from jaxqn.curvature import has_curvature
+from jaxqn.curvature import has_curvature, in_range
 
 __all__ = [
     "Correction",
@@ -130,7 +130,7 @@ def sr1_rule(pair: Pair) -> Correction:
     v = pair.s - pair.w
     vy, vv = dot(v, pair.y), dot(v, v)
     floor = eps(vy.dtype) ** 0.5 * jnp.sqrt(vv) * jnp.sqrt(pair.yy)
-    accepted = (jnp.abs(vy) > floor) & jnp.isfinite(floor) & jnp.isfinite(vy)
+    accepted = (jnp.abs(vy) > floor) & in_range(pair.ss, pair.yy) & jnp.isfinite(vy)
     one, zero = jnp.ones_like(vy), jnp.zeros_like(vy)
     return Correction(accepted, one, safe_divide(one, vy, accepted), one, zero, zero)
 

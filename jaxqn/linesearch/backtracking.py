@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jaxqn._typing import Array
 from jaxqn.linesearch.base import LineSearch
-from jaxqn.linesearch.conditions import approximate_wolfe, armijo, out_of_sight
+from jaxqn.linesearch.conditions import approximate_wolfe, armijo, rounding_noise
 
 __all__ = ["BacktrackingState", "backtracking"]
 
@@ -74,7 +74,10 @@ def backtracking(*, c1: float = 1e-4, shrink: float = 0.5, max_trials: int = 30)
         shorter = jnp.where(curved, parabola, 0.1 * alpha)
         trials = state.trials + 1
         next_alpha = jnp.clip(shorter, 0.1 * alpha, shrink * alpha)
-        exhausted = (trials >= max_trials) | out_of_sight(phi0, dphi0, phi, next_alpha)
+        # A visible rise here, and at the next trial rounding would hide even a decrease.
+        noise = rounding_noise(phi0)
+        hopeless = (phi > phi0 + noise) & (next_alpha * jnp.abs(dphi0) < noise)
+        exhausted = (trials >= max_trials) | hopeless
         state = state._replace(alpha=next_alpha, trials=trials)
         return state, done, ~done & exhausted
 

@@ -11,7 +11,6 @@ from jaxqn._typing import Array
 __all__ = [
     "approximate_wolfe",
     "armijo",
-    "out_of_sight",
     "rounding_noise",
     "strong_curvature",
     "strong_wolfe",
@@ -52,9 +51,3 @@ def approximate_wolfe(
 def rounding_noise(phi: Array) -> Array:
     """Change of a value that rounding alone can make: 10 eps |phi|."""
     return 10 * eps(phi.dtype) * jnp.abs(phi)
-
-
-def out_of_sight(phi0: Array, dphi0: Array, phi: Array, next_alpha: Array) -> Array:
-    """Whether a trial rose visibly, and at the next one rounding would hide even a decrease."""
-    noise = rounding_noise(phi0)
-    return (phi > phi0 + noise) & (next_alpha * jnp.abs(dphi0) < noise)

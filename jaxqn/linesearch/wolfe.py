@@ -16,7 +16,6 @@ from jaxqn.linesearch.base import LineSearch
 from jaxqn.linesearch.conditions import (
     approximate_wolfe,
     armijo,
-    out_of_sight,
     rounding_noise,
     strong_curvature,
 )
@@ -102,7 +101,6 @@ def wolfe(
         resolution = 4 * eps(alpha.dtype) * new_lo[0]
         next_alpha = _next_trial(lo, new_lo, new_hi, slow, growth)
         exhausted = (trials >= max_trials) | (width <= resolution)
-        exhausted |= out_of_sight(phi0, dphi0, phi, next_alpha)
         known = jnp.stack([origin, new_lo, new_hi])
         return WolfeState(next_alpha, known, trials), done, ~done & exhausted
 

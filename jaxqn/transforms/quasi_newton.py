@@ -168,11 +168,11 @@ def _precondition(
     return unravel(jnp.where(finite, Hg.astype(raw.dtype), raw)), state
 
 
-def scale_by_bfgs(*, scale_init: float = 1.0) -> optax.GradientTransformationExtraArgs:
+def scale_by_bfgs(*, scale_init: bool = True) -> optax.GradientTransformationExtraArgs:
     """:func:`scale_by_quasi_newton` with a dense H and :func:`jaxqn.bfgs_update`.
 
     Args:
-      scale_init: multiple of sᵀy/yᵀy to start from instead of I; see :func:`jaxqn.dense`.
+      scale_init: whether to scale H = I before its first update; see :func:`jaxqn.dense`.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``.
@@ -186,7 +186,7 @@ def scale_by_bfgs(*, scale_init: float = 1.0) -> optax.GradientTransformationExt
     return scale_by_quasi_newton(dense(bfgs_rule, scale_init=scale_init))
 
 
-def scale_by_dfp(*, scale_init: float = 1.0) -> optax.GradientTransformationExtraArgs:
+def scale_by_dfp(*, scale_init: bool = True) -> optax.GradientTransformationExtraArgs:
     """:func:`scale_by_quasi_newton` with a dense H and :func:`jaxqn.dfp_update`.
 
     Args:
@@ -201,7 +201,7 @@ def scale_by_dfp(*, scale_init: float = 1.0) -> optax.GradientTransformationExtr
     return scale_by_quasi_newton(dense(dfp_rule, scale_init=scale_init))
 
 
-def scale_by_sr1(*, scale_init: float = 0.5) -> optax.GradientTransformationExtraArgs:
+def scale_by_sr1(*, scale_init: bool = True) -> optax.GradientTransformationExtraArgs:
     """:func:`scale_by_quasi_newton` with a dense H and :func:`jaxqn.sr1_update`.
 
     Args:
@@ -213,11 +213,11 @@ def scale_by_sr1(*, scale_init: float = 0.5) -> optax.GradientTransformationExtr
       >>> transform.update(2 * (x - 1), state, x - 1)[0].tolist()
       [2.0]
     """
-    return scale_by_quasi_newton(dense(sr1_rule, scale_init=scale_init))
+    return scale_by_quasi_newton(dense(sr1_rule, scale_init=0.5 * scale_init))
 
 
 def scale_by_broyden(
-    phi: Array | float = 0.5, *, scale_init: float = 1.0
+    phi: Array | float = 0.5, *, scale_init: bool = True
 ) -> optax.GradientTransformationExtraArgs:
     """:func:`scale_by_quasi_newton` with a dense H and :func:`jaxqn.broyden_update`.
 
@@ -237,7 +237,7 @@ def scale_by_broyden(
     return scale_by_quasi_newton(dense(broyden_rule(float(phi)), scale_init=scale_init))
 
 
-def scale_by_osbfgs(*, scale_init: float = 1.0) -> optax.GradientTransformationExtraArgs:
+def scale_by_osbfgs(*, scale_init: bool = True) -> optax.GradientTransformationExtraArgs:
     """:func:`scale_by_quasi_newton` with a dense H and :func:`jaxqn.osbfgs_update`.
 
     After a step that the rest of the chain bent away from −H g, the update is plain BFGS.
@@ -254,7 +254,7 @@ def scale_by_osbfgs(*, scale_init: float = 1.0) -> optax.GradientTransformationE
     return scale_by_quasi_newton(dense(osbfgs_rule, scale_init=scale_init))
 
 
-def scale_by_ssbfgs(*, scale_init: float = 1.0) -> optax.GradientTransformationExtraArgs:
+def scale_by_ssbfgs(*, scale_init: bool = True) -> optax.GradientTransformationExtraArgs:
     """:func:`scale_by_quasi_newton` with a dense H and :func:`jaxqn.ssbfgs_update`.
 
     After a step that the rest of the chain bent away from −H g, the update is plain BFGS.
@@ -271,7 +271,7 @@ def scale_by_ssbfgs(*, scale_init: float = 1.0) -> optax.GradientTransformationE
     return scale_by_quasi_newton(dense(ssbfgs_rule, scale_init=scale_init))
 
 
-def scale_by_ssbroyden(*, scale_init: float = 1.0) -> optax.GradientTransformationExtraArgs:
+def scale_by_ssbroyden(*, scale_init: bool = True) -> optax.GradientTransformationExtraArgs:
     """:func:`scale_by_quasi_newton` with a dense H and :func:`jaxqn.ssbroyden_update`.
 
     After a step that the rest of the chain bent away from −H g, the update is plain BFGS.
