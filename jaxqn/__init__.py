@@ -1,5 +1,6 @@
 """Quasi-Newton minimisation for JAX: formulas, drivers and optax transformations."""
 
+from jaxqn import derivatives as derivatives
 from jaxqn.aliases import bfgs, broyden, dfp, osbfgs, sr1, ssbfgs, ssbroyden
 from jaxqn.curvature import powell_damping
 from jaxqn.linesearch import LineSearch, backtracking, wolfe
