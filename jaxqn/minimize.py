@@ -160,39 +160,41 @@ def minimize(
     check_hashable(fun)
     tol = _tolerances(dtype, n, gtol, ftol, xtol, maxiter, maxfun)
     H0 = None if hess_inv0 is None else check_hess_inv0(hess_inv0, n, dtype)
-    begin = functools.partial(_start, fun=fun, qn=qn, linesearch=linesearch, has_aux=has_aux)
+    begin = functools.partial(_start, objective=fun, qn=qn, linesearch=linesearch, has_aux=has_aux)
     if state is None:
         state = begin(x0, args, H0)
     elif H0 is not None:
         raise ValueError("hess_inv0 is for a new run, but this one continues a state")
     else:
         check_state(state, jax.eval_shape(begin, x0, args, None))
-    go = functools.partial(_run, args=args, fun=fun, qn=qn, linesearch=linesearch, has_aux=has_aux)
+    go = functools.partial(
+        _run, args=args, objective=fun, qn=qn, linesearch=linesearch, has_aux=has_aux
+    )
     if callback is None and not progress:
         return go(x0, state, tol)
     return _observed(go, x0, state, tol, callback, progress)
 
 
-@functools.partial(jax.jit, static_argnames=("fun", "qn", "linesearch", "has_aux"))
+@functools.partial(jax.jit, static_argnames=("objective", "qn", "linesearch", "has_aux"))
 def _start(
-    x0: ArrayTree, args: Any, H0: Any, *, fun: Any, qn: Any, linesearch: Any, has_aux: bool
+    x0: ArrayTree, args: Any, H0: Any, *, objective: Any, qn: Any, linesearch: Any, has_aux: bool
 ) -> LoopState:
     """The state before the first evaluation."""
     aux = None
     if has_aux:
-        shapes = split_aux(jax.eval_shape(fun, x0, *args))[1]
+        shapes = split_aux(jax.eval_shape(objective, x0, *args))[1]
         aux = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     return start(jax.flatten_util.ravel_pytree(x0)[0], aux, qn, linesearch, H0)
 
 
-@functools.partial(jax.jit, static_argnames=("fun", "qn", "linesearch", "has_aux"))
+@functools.partial(jax.jit, static_argnames=("objective", "qn", "linesearch", "has_aux"))
 def _run(
     x0: ArrayTree,
     state: LoopState,
     tol: Tolerances,
     *,
     args: Any,
-    fun: Any,
+    objective: Any,
     qn: Any,
     linesearch: Any,
     has_aux: bool,
@@ -200,13 +202,13 @@ def _run(
     """Run the loop to a status."""
     flat, unravel = jax.flatten_util.ravel_pytree(x0)
 
-    def objective(x: Array) -> tuple[Array, Any]:
-        out = fun(unravel(x), *args)
+    def fun(x: Array) -> tuple[Array, Any]:
+        out = objective(unravel(x), *args)
         value, aux = split_aux(out) if has_aux else (out, None)
         return scalar_value(value).astype(flat.dtype), aux
 
     def evaluate(x: Array) -> Point:
-        (f, aux), g = jax.value_and_grad(objective, has_aux=True)(x)
+        (f, aux), g = jax.value_and_grad(fun, has_aux=True)(x)
         return Point(x, f, g, aux)
 
     state = run(state, evaluate, qn, linesearch, tol)
