@@ -1,0 +1,102 @@
+"""Stacks of vectors: a pytree whose leaves have one more leading axis than the parameters.
+
+A basis of k directions and the history of a limited-memory method are stacks of shape
+``(k, *leaf.shape)``, leaf by leaf. Nothing is ravelled or concatenated, so that every leaf stays
+sharded as the parameters are; inner products are sums over leaves, at full precision.
+"""
+
+import functools
+import operator
+
+import jax
+import jax.numpy as jnp
+
+from jaxqn._numerics import HIGHEST
+from jaxqn._typing import Array, ArrayTree
+
+
+def tree_dtype(tree: ArrayTree) -> jnp.dtype:
+    """The dtype of inner products: the widest of the leaves, and at least float32."""
+    return _widest(*(jnp.result_type(leaf) for leaf in jax.tree.leaves(tree)))
+
+
+def _widest(*dtypes: jnp.dtype) -> jnp.dtype:
+    return max(jnp.dtype(jnp.float32), *dtypes, key=lambda dtype: jnp.finfo(dtype).bits)
+
+
+def zeros(rows: int, like: ArrayTree) -> ArrayTree:
+    """A stack of ``rows`` zero vectors."""
+    return jax.tree.map(lambda leaf: jnp.zeros((rows, *jnp.shape(leaf)), leaf.dtype), like)
+
+
+def row(stack: ArrayTree, i: Array | int) -> ArrayTree:
+    """The vector at position ``i``."""
+    return jax.tree.map(
+        lambda leaf: jax.lax.dynamic_index_in_dim(leaf, i, axis=0, keepdims=False), stack
+    )
+
+
+def put(stack: ArrayTree, i: Array | int, vector: ArrayTree) -> ArrayTree:
+    """The stack with the vector at position ``i`` replaced."""
+    return jax.tree.map(
+        lambda leaf, v: jax.lax.dynamic_update_index_in_dim(leaf, v.astype(leaf.dtype), i, axis=0),
+        stack,
+        vector,
+    )
+
+
+def vdot(a: ArrayTree, b: ArrayTree) -> Array:
+    """Inner product of two vectors, shape ``()``."""
+    return _contract(a, b, 0, 0)
+
+
+def products(*pairs: tuple[ArrayTree, ArrayTree]) -> list[Array]:
+    """The inner product of every pair of vectors.
+
+    Short flat vectors are stacked first, for one product of matrices compiles faster than many of
+    vectors; where the stack would cost memory traffic, each pair is read as it is.
+    """
+    vectors: dict[int, ArrayTree] = {id(v): v for pair in pairs for v in pair}
+    order = {key: i for i, key in enumerate(vectors)}
+    first = next(iter(vectors.values()))
+    if isinstance(first, jax.Array) and first.size <= 10_000:
+        rows = jnp.stack(list(vectors.values()))
+        table = jnp.dot(rows, rows.T, precision=HIGHEST)
+        return [table[order[id(a)], order[id(b)]] for a, b in pairs]
+    return [vdot(a, b) for a, b in pairs]
+
+
+def dots(stack: ArrayTree, vector: ArrayTree) -> Array:
+    """Inner products of every row with a vector, shape ``(k,)``: one pass over the stack."""
+    return _contract(stack, vector, 1, 0)
+
+
+def gram(a: ArrayTree, b: ArrayTree) -> Array:
+    """Inner products of every row of ``a`` with every row of ``b``, shape ``(ka, kb)``."""
+    return _contract(a, b, 1, 1)
+
+
+def combine(coefficients: Array, stack: ArrayTree) -> ArrayTree:
+    """Linear combinations of the rows: coefficients ``(k,)`` give a vector, ``(j, k)`` a stack."""
+
+    def of_leaf(leaf: Array) -> Array:
+        wide = _widest(leaf.dtype)
+        mixed = jnp.tensordot(
+            coefficients.astype(wide), leaf.astype(wide), axes=1, precision=HIGHEST
+        )
+        return mixed.astype(leaf.dtype)
+
+    return jax.tree.map(of_leaf, stack)
+
+
+def _contract(a: ArrayTree, b: ArrayTree, rows_of_a: int, rows_of_b: int) -> Array:
+    """Sum over everything but the leading axes that count rows."""
+    dtype = tree_dtype(a)
+
+    def of_leaf(u: Array, v: Array) -> Array:
+        wide = _widest(u.dtype, v.dtype)
+        axes = (tuple(range(rows_of_a, u.ndim)), tuple(range(rows_of_b, v.ndim)))
+        product = jnp.tensordot(u.astype(wide), v.astype(wide), axes=axes, precision=HIGHEST)
+        return product.astype(dtype)
+
+    return functools.reduce(operator.add, jax.tree.leaves(jax.tree.map(of_leaf, a, b)))
