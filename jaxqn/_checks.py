@@ -110,14 +110,19 @@ def check_hashable(fun: Callable[..., Any]) -> None:
 
 
 def check_hess_inv0(H0: Any, n: int, dtype: np.dtype) -> Array:
-    """An initial inverse Hessian: shape, symmetry, positive definiteness (unless traced)."""
+    """An initial inverse Hessian as a matrix: shape, and positive definiteness (unless traced)."""
     H0 = jnp.asarray(H0)
     if jnp.issubdtype(H0.dtype, jnp.complexfloating):
         raise TypeError(f"hess_inv0 is complex ({H0.dtype}): an inverse Hessian here is real")
     H0 = H0.astype(dtype)
+    if H0.shape == (n,):
+        if not is_traced(H0) and not np.all((H0 > 0) & np.isfinite(H0)):
+            raise ValueError("hess_inv0 as a diagonal must be positive and finite throughout")
+        return jnp.diag(H0)
     if H0.shape != (n, n):
         raise ValueError(
-            f"hess_inv0 has shape {H0.shape}, but x0 has {n} entries: expected {(n, n)}"
+            f"hess_inv0 has shape {H0.shape}, but x0 has {n} entries: expected {(n, n)}, or {(n,)} "
+            "for a diagonal"
         )
     if is_traced(H0):
         return H0
@@ -134,6 +139,26 @@ def check_hess_inv0(H0: Any, n: int, dtype: np.dtype) -> Array:
             "positive definite matrix, for instance H + c * jnp.eye(n)"
         ) from None
     return H0
+
+
+def check_diagonal(H0: Any, x0: ArrayTree) -> ArrayTree:
+    """The diagonal of an initial inverse Hessian, a pytree like ``x0`` of positive entries."""
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (x0, H0)]
+    if structures[0] != structures[1]:
+        raise ValueError(
+            "hess_inv0 of a limited-memory method is a diagonal, a pytree like x0: expected "
+            f"{structures[0]}, but got {structures[1]}"
+        )
+
+    def checked(path: Any, h: Any, leaf: Any) -> Array:
+        name, h = "hess_inv0" + jax.tree_util.keystr(path), jnp.asarray(h)
+        if h.shape != leaf.shape:
+            raise ValueError(f"{name} has shape {h.shape}, but x0 has {leaf.shape} there")
+        if not is_traced(h) and not np.all((h > 0) & np.isfinite(h)):
+            raise ValueError(f"{name} as a diagonal must be positive and finite throughout")
+        return h.astype(leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(checked, H0, x0)
 
 
 def nonnegative(name: str, value: Any, dtype: np.dtype) -> Any:

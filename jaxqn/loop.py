@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxqn._numerics import dot, eps, inf_norm
-from jaxqn._typing import Array
+from jaxqn import _stacks
+from jaxqn._numerics import eps, inf_norm
+from jaxqn._typing import Array, ArrayTree
 from jaxqn.linesearch import LineSearch
 from jaxqn.linesearch.conditions import rounding_noise
 from jaxqn.quasi_newton import QuasiNewton
@@ -38,9 +39,9 @@ class Point(NamedTuple):
       aux: auxiliary output of the objective, or ``None``.
     """
 
-    x: Array
+    x: ArrayTree
     f: Array
-    g: Array
+    g: ArrayTree
     aux: Any
 
 
@@ -64,7 +65,7 @@ class LoopState(NamedTuple):
 
     point: Point
     best: Point
-    Hg: Array
+    Hg: ArrayTree
     search: Any
     approx: Any
     steepest: Array
@@ -82,21 +83,20 @@ def first_step(f: Array, g_length: Array) -> Array:
     return jnp.where(distance > 0, jnp.minimum(distance, 1), jnp.ones_like(distance))
 
 
-def start(
-    x: Array, aux: Any, qn: QuasiNewton, linesearch: LineSearch, H0: Array | None
-) -> LoopState:
+def start(x: ArrayTree, aux: Any, qn: QuasiNewton, linesearch: LineSearch, H0: Any) -> LoopState:
     """The state before anything is evaluated: the first trip evaluates x itself."""
-    zero, one = jnp.zeros((), x.dtype), jnp.ones((), x.dtype)
-    nowhere = Point(x, f=jnp.full((), jnp.inf, x.dtype), g=jnp.zeros_like(x), aux=aux)
+    dtype, zeros = _stacks.tree_dtype(x), jax.tree.map(jnp.zeros_like, x)
+    zero, one = jnp.zeros((), dtype), jnp.ones((), dtype)
+    nowhere = Point(x, f=jnp.full((), jnp.inf, dtype), g=zeros, aux=aux)
     return LoopState(
         point=nowhere,
         best=nowhere,
-        Hg=jnp.zeros_like(x),
+        Hg=zeros,
         search=linesearch.init(zero, -one, one),
         approx=qn.init(x, H0),
-        steepest=jnp.array(H0 is None),
+        steepest=jnp.array(H0 is None and qn.renew is None),
         # A unit of 0 is yet to be taken from the first gradient.
-        norms=jnp.array([0 if H0 is None else 1, jnp.inf, jnp.inf, jnp.inf], x.dtype),
+        norms=jnp.array([0 if H0 is None else 1, jnp.inf, jnp.inf, jnp.inf], dtype),
         counts=jnp.zeros((3,), jnp.int32),
         status=jnp.int32(Status.RUNNING),
     )
@@ -104,10 +104,11 @@ def start(
 
 def trip(
     state: LoopState,
-    evaluate: Callable[[Array], Point],
+    evaluate: Callable[[ArrayTree], Point],
     qn: QuasiNewton,
     linesearch: LineSearch,
     tol: Tolerances,
+    hessian: Callable[[Array], Array],
 ) -> LoopState:
     """Propose, evaluate, commit or hold, correct, assess."""
     point = state.point
@@ -116,10 +117,11 @@ def trip(
 
     # Propose and evaluate. This is the only place where the objective is called.
     alpha = state.search.alpha
-    trial = evaluate(point.x - alpha * state.Hg)
+    trial = evaluate(jax.tree.map(lambda x, d: x - alpha * d, point.x, state.Hg))
 
     # Judge. A failed search still has its lowest trial to offer.
-    dphi0, dphi = -dot(jnp.stack([point.g, trial.g]), state.Hg)
+    dphi0, dphi = _stacks.products((point.g, state.Hg), (trial.g, state.Hg))
+    dphi0, dphi = -dphi0, -dphi
     search, done, given_up = linesearch.step(state.search, trial.f, dphi)
     lower = (trial.f < state.best.f) & jnp.isfinite(trial.f) & jnp.isfinite(dphi)
     best = select(lower, trial, state.best)
@@ -132,16 +134,22 @@ def trip(
     g_norm = inf_norm(new.g)
     unit, g0_norm, _, g_best = state.norms
     unit = jnp.where(unit > 0, unit, jnp.where(g_norm > 0, g_norm, 1))
-    s, y, g = new.x - point.x, (new.g - point.g) / unit, new.g / unit
-    approx, Hg = qn.advance(state.approx, s, y, g, state.Hg, moved)
+    s = jax.tree.map(jnp.subtract, new.x, point.x)
+    y = jax.tree.map(lambda new, old: (new - old) / unit, new.g, point.g)
+    g = jax.tree.map(lambda new: new / unit, new.g)
+    if qn.renew is None:
+        approx, Hg = qn.advance(state.approx, s, y, g, state.Hg, moved)
+    else:
+        # Unbatched, a refused trial costs no Hessian; under vmap every trial does.
+        renewed = functools.partial(qn.renew, state.approx)
+        approx = jax.lax.cond(moved, lambda: renewed(hessian(new.x) / unit), lambda: state.approx)
+        Hg = qn.apply(approx, g)
 
     # A failed search, or no descent: forget the curvature once and try −g.
-    rows = jnp.stack([g, Hg, s, new.x])
-    gram = dot(rows, rows.T)
-    gg, gHg = gram[0, 0], gram[0, 1]
+    gg, gHg, ss, xx = _stacks.products((g, g), (g, Hg), (s, s), (new.x, new.x))
     lost = failed | ~(gHg > 0)
     approx = qn.reset(approx, lost)
-    Hg = jnp.where(lost, g, Hg)
+    Hg = select(lost, g, Hg)
     steepest = lost | (state.steepest & (first | ~moved))
     g_length = jnp.sqrt(jnp.where(gg > 0, gg, jnp.ones_like(gg)))
     alpha0 = jnp.where(steepest, first_step(new.f, unit * g_length) / g_length, 1)
@@ -161,7 +169,7 @@ def trip(
         g_norm=g_norm,
         g0_norm=g0_norm,
         within_ftol=step & (decrease <= tol.ftol * jnp.abs(new.f)),
-        within_xtol=step & (gram[2, 2] <= tol.xtol**2 * gram[3, 3]),
+        within_xtol=step & (ss <= tol.xtol**2 * xx),
         failed=lost & state.steepest & ~moved,
         hidden=_agree(point.f, dphi0, trial.f, dphi, alpha),
     )
@@ -212,14 +220,15 @@ def revive(state: LoopState, tol: Tolerances) -> LoopState:
 
 def run(
     state: LoopState,
-    evaluate: Callable[[Array], Point],
+    evaluate: Callable[[ArrayTree], Point],
     qn: QuasiNewton,
     linesearch: LineSearch,
     tol: Tolerances,
+    hessian: Callable[[Array], Array],
 ) -> LoopState:
     """Trips until there is a status."""
     return jax.lax.while_loop(
         lambda s: s.status == Status.RUNNING,
-        lambda s: trip(s, evaluate, qn, linesearch, tol),
+        lambda s: trip(s, evaluate, qn, linesearch, tol, hessian),
         revive(state, tol),
     )

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxqn._checks import (
+    check_diagonal,
     check_hashable,
     check_hess_inv0,
     check_state,
@@ -26,7 +27,8 @@ from jaxqn._checks import (
 from jaxqn._typing import Array, ArrayTree, Objective
 from jaxqn.linesearch import LineSearch, wolfe
 from jaxqn.loop import LoopState, Point, lowest, run, start
-from jaxqn.quasi_newton import QuasiNewton, inverse_hessian, method_by_name
+from jaxqn.methods import method_by_name
+from jaxqn.quasi_newton import DenseState, QuasiNewton, inverse_hessian
 from jaxqn.termination import MESSAGES, Status, Tolerances, default_rtol
 
 __all__ = ["MinimizeResult", "minimize"]
@@ -76,6 +78,11 @@ class MinimizeResult(NamedTuple):
         What the method needed, which for the self-scaled ones may be far from the inverse of the
         Hessian; for standard errors invert :func:`jaxqn.derivatives.hessian` at ``x``.
         """
+        if not isinstance(self.state.approx, DenseState):
+            raise ValueError(
+                "a limited-memory method has no matrix: multiply by it with "
+                "jaxqn.inverse_hessian_product(result.state.approx, v)"
+            )
         unit = self.state.norms[..., 0, None, None]
         return inverse_hessian(self.state.approx) / unit
 
@@ -111,8 +118,8 @@ def minimize(
         function object and pass data through ``args``: a new lambda per call compiles anew.
       x0: first point, a pytree of real floating arrays of one dtype.
       args: further arguments of ``fun``, pytrees of arrays.
-      method: a name ("osbfgs", "ssbfgs", "ssbroyden", "bfgs", "broyden", "dfp", "sr1") or a
-        :class:`jaxqn.QuasiNewton`.
+      method: a name ("osbfgs", "ssbfgs", "ssbroyden", "bfgs", "broyden", "dfp", "sr1", "newton") or
+        a :class:`jaxqn.QuasiNewton`.
       linesearch: a :class:`jaxqn.LineSearch`; by default :func:`jaxqn.wolfe`.
       gtol: stop when the largest entry of the gradient is at most this. By default it is the
         fraction 1e-10 (float64) or eps (float32: 1.2e-7) of its value at ``x0``, which makes the
@@ -122,8 +129,8 @@ def minimize(
       maxiter: iterations allowed in all; by default max(1000, 200 n).
       maxfun: evaluations allowed in all, checked before every one; by default unlimited.
       has_aux: whether ``fun`` returns auxiliary data beside its value.
-      hess_inv0: initial inverse Hessian, shape ``(n, n)`` over ravelled parameters, symmetric
-        positive definite.
+      hess_inv0: initial inverse Hessian over ravelled parameters, positive definite: a symmetric
+        matrix of shape ``(n, n)``, or a diagonal of shape ``(n,)``.
       state: ``result.state`` of an earlier call, to continue exactly where it stopped; ``x0`` then
         only gives the structure. Counters and budgets go on from there.
       callback: called after every iteration with the result so far; a true return value stops the
@@ -159,7 +166,12 @@ def minimize(
     x0, dtype, n = check_x0(x0)
     check_hashable(fun)
     tol = _tolerances(dtype, n, gtol, ftol, xtol, maxiter, maxfun)
-    H0 = None if hess_inv0 is None else check_hess_inv0(hess_inv0, n, dtype)
+    H0 = None
+    if hess_inv0 is not None:
+        dense = qn.dense
+        H0 = check_hess_inv0(hess_inv0, n, dtype) if dense else check_diagonal(hess_inv0, x0)
+    if H0 is not None and qn.renew is not None:
+        raise ValueError("hess_inv0 starts a quasi-Newton method; this one takes the Hessian at x0")
     begin = functools.partial(_start, objective=fun, qn=qn, linesearch=linesearch, has_aux=has_aux)
     if state is None:
         state = begin(x0, args, H0)
@@ -184,7 +196,12 @@ def _start(
     if has_aux:
         shapes = split_aux(jax.eval_shape(objective, x0, *args))[1]
         aux = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    return start(jax.flatten_util.ravel_pytree(x0)[0], aux, qn, linesearch, H0)
+    return start(_vector(x0, qn)[0], aux, qn, linesearch, H0)
+
+
+def _vector(x: ArrayTree, qn: QuasiNewton) -> tuple[ArrayTree, Callable[[ArrayTree], ArrayTree]]:
+    """``x`` as the method wants it, flat or as it is, and the way back."""
+    return jax.flatten_util.ravel_pytree(x) if qn.dense else (x, lambda x: x)
 
 
 @functools.partial(jax.jit, static_argnames=("objective", "qn", "linesearch", "has_aux"))
@@ -200,18 +217,20 @@ def _run(
     has_aux: bool,
 ) -> MinimizeResult:
     """Run the loop to a status."""
-    flat, unravel = jax.flatten_util.ravel_pytree(x0)
+    vector, unravel = _vector(x0, qn)
+    dtype = jax.tree.leaves(vector)[0].dtype
 
-    def fun(x: Array) -> tuple[Array, Any]:
+    def fun(x: ArrayTree) -> tuple[Array, Any]:
         out = objective(unravel(x), *args)
         value, aux = split_aux(out) if has_aux else (out, None)
-        return scalar_value(value).astype(flat.dtype), aux
+        return scalar_value(value).astype(dtype), aux
 
-    def evaluate(x: Array) -> Point:
+    def evaluate(x: ArrayTree) -> Point:
         (f, aux), g = jax.value_and_grad(fun, has_aux=True)(x)
         return Point(x, f, g, aux)
 
-    state = run(state, evaluate, qn, linesearch, tol)
+    hessian = jax.hessian(lambda x: fun(x)[0])
+    state = run(state, evaluate, qn, linesearch, tol, hessian)
     best = lowest(state)
     nit, nfev, _ = state.counts
     return MinimizeResult(

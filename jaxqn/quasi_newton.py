@@ -27,7 +27,7 @@ from jaxqn.rules import (
     ssbroyden_rule,
 )
 
-__all__ = ["METHODS", "DenseState", "QuasiNewton", "dense", "inverse_hessian", "method_by_name"]
+__all__ = ["METHODS", "DenseState", "QuasiNewton", "dense", "inverse_hessian"]
 
 
 class QuasiNewton(NamedTuple):
@@ -43,6 +43,8 @@ class QuasiNewton(NamedTuple):
         product is Hg already.
       reset: ``(state, when) -> state`` with H = I where ``when`` holds.
       dense: whether vectors must be flat arrays, since H is an n-by-n matrix.
+      renew: ``(state, B) -> state`` with H made from the Hessian B at a new point, instead of
+        ``advance``; ``None`` for methods that need no Hessian.
     """
 
     init: Callable[..., Any]
@@ -51,6 +53,7 @@ class QuasiNewton(NamedTuple):
     advance: Callable[[Any, Array, Array, Array, Array, Array], tuple[Any, Array]]
     reset: Callable[[Any, Array], Any]
     dense: bool = True
+    renew: Callable[[Any, Array], Any] | None = None
 
 
 class DenseState(NamedTuple):
@@ -276,13 +279,4 @@ METHODS: dict[str, QuasiNewton] = {
     "ssbfgs": dense(ssbfgs_rule),
     "ssbroyden": dense(ssbroyden_rule),
 }
-"""The methods :func:`jaxqn.minimize` knows by name."""
-
-
-def method_by_name(name: str) -> QuasiNewton:
-    """The method of that name; an unknown name is an error that lists the known ones."""
-    try:
-        return METHODS[name]
-    except KeyError:
-        known = ", ".join(sorted(METHODS))
-        raise ValueError(f"unknown method {name!r}; the known ones are {known}") from None
+"""The dense quasi-Newton methods by name."""

@@ -46,7 +46,7 @@ BAD_INPUT = {
         ValueError,
         ["x0['a']", "float32", "x0['b']", "float64", "astype"],
     ),
-    "unknown method": (dict(method="newton"), ValueError, ["'newton'", *METHODS]),
+    "unknown method": (dict(method="simplex"), ValueError, ["'simplex'", *METHODS]),
     "method of a wrong type": (dict(method=3), TypeError, ["method", "int", "QuasiNewton"]),
     "optax as a method": (
         dict(method=jaxqn.scale_by_bfgs()),
@@ -77,7 +77,8 @@ BAD_INPUT = {
         ValueError,
         ["hess_inv0", "(3, 3)", "(2, 2)"],
     ),
-    "H0 a vector": (dict(hess_inv0=X), ValueError, ["hess_inv0", "(2,)", "(2, 2)"]),
+    "H0 a vector": (dict(hess_inv0=np.ones(3)), ValueError, ["hess_inv0", "(3,)", "(2,)"]),
+    "H0 a flat diagonal": (dict(hess_inv0=np.zeros(2)), ValueError, ["diagonal", "positive"]),
     "H0 not symmetric": (dict(hess_inv0=ASYMMETRIC), ValueError, ["hess_inv0", "symmetric", ".T"]),
     "H0 indefinite": (dict(hess_inv0=INDEFINITE), ValueError, ["hess_inv0", "positive definite"]),
     "H0 negative": (dict(hess_inv0=-np.eye(2)), ValueError, ["hess_inv0", "positive definite"]),

@@ -61,7 +61,7 @@ def test_the_table_is_true(iris, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--method", "newton"], ["newton", *jaxqn.METHODS]),
+        (["--method", "simplex"], ["simplex", *jaxqn.METHODS]),
         (["--dtype", "float16"], ["float16", "float32", "float64"]),
         (["--resamples", "-3"], ["-3"]),
         (["--plot", "picture.xyz"], ["picture.xyz", ".png"]),

@@ -60,6 +60,7 @@ EXCEPTIONS = {
     ("dfp", "quadratic"): "the same",
     ("dfp", "powell_singular"): "the same",
     ("dfp", "logistic"): "the same",
+    ("newton", "rosenbrock10"): "from this start it finds the other local minimum, f = 3.987",
     (
         "sr1",
         "quadratic",
@@ -78,6 +79,8 @@ def scipy_bfgs(name, gtol=1e-5):
         options={"gtol": gtol},
     )
 
+
+QUASI_NEWTON = [name for name in METHODS if name != "newton"]
 
 # All methods in float64, some in float32: a program compiles for every one.
 RUNS = [(name, np.float64) for name in METHODS]
@@ -406,6 +409,12 @@ def test_an_initial_inverse_hessian_gives_the_first_direction():
     assert cosine == pytest.approx(1, abs=1e-12)
 
 
+def test_an_initial_inverse_hessian_may_be_a_diagonal():
+    d = np.linspace(0.5, 2, SIZE)
+    diagonal, matrix = (run("quadratic", hess_inv0=H0) for H0 in (d, np.diag(d)))
+    assert_same_bits(diagonal, matrix)
+
+
 @pytest.mark.parametrize("method", ["bfgs", "sr1"])
 def test_the_final_inverse_hessian_is_the_quadratics(method):
     """SR1 to many digits; BFGS along the directions it has taken, which are all of them here."""
@@ -447,7 +456,7 @@ def test_a_second_call_traces_nothing():
 
 @pytest.mark.parametrize("linesearch", [wolfe(), backtracking()], ids=["wolfe", "backtracking"])
 @pytest.mark.parametrize(
-    "method", [*METHODS, dense(updates.bfgs_rule, panel=2)], ids=[*METHODS, "panel"]
+    "method", [*QUASI_NEWTON, dense(updates.bfgs_rule, panel=2)], ids=[*QUASI_NEWTON, "panel"]
 )
 def test_one_objective_site_and_no_matrix_product(method, linesearch):
     fun = marked(rosenbrock)
