@@ -1,20 +1,32 @@
 """Quasi-Newton minimisation for JAX: formulas, drivers and optax transformations."""
 
 from jaxqn import derivatives as derivatives
-from jaxqn.aliases import bfgs, broyden, dfp, osbfgs, sr1, ssbfgs, ssbroyden
+from jaxqn.aliases import bfgs, broyden, dfp, newton, osbfgs, sr1, ssbfgs, ssbroyden
 from jaxqn.curvature import powell_damping
+from jaxqn.eigenpairs import Eigenpairs, eigenpairs, hessian_eigenpairs
 from jaxqn.linesearch import LineSearch, backtracking, wolfe
+from jaxqn.methods import METHODS as _METHODS
 from jaxqn.minimize import MinimizeResult, minimize
-from jaxqn.quasi_newton import METHODS as _METHODS
+from jaxqn.newton import corrected_newton
 from jaxqn.quasi_newton import QuasiNewton, dense
+from jaxqn.spectral import (
+    SpectralCorrection,
+    correct_inverse,
+    rank_one_correction,
+    spectral_correction,
+    spectral_inverse,
+    wedderburn,
+)
 from jaxqn.termination import MESSAGES, Status
 from jaxqn.transforms import (
     scale_by_bfgs,
     scale_by_broyden,
     scale_by_dfp,
     scale_by_linesearch,
+    scale_by_newton,
     scale_by_osbfgs,
     scale_by_quasi_newton,
+    scale_by_spectral_correction,
     scale_by_sr1,
     scale_by_ssbfgs,
     scale_by_ssbroyden,
@@ -40,39 +52,52 @@ METHODS: tuple[str, ...] = tuple(_METHODS)
 __all__ = [
     "MESSAGES",
     "METHODS",
+    "Eigenpairs",
     "LineSearch",
     "MinimizeResult",
     "QuasiNewton",
+    "SpectralCorrection",
     "Status",
     "backtracking",
     "bfgs",
     "bfgs_update",
     "broyden",
     "broyden_update",
+    "correct_inverse",
+    "corrected_newton",
     "dense",
     "dfp",
     "dfp_update",
+    "eigenpairs",
+    "hessian_eigenpairs",
     "minimize",
+    "newton",
     "osbfgs",
     "osbfgs_update",
     "powell_damping",
     "rank_one",
+    "rank_one_correction",
     "rank_two",
     "scale_by_bfgs",
     "scale_by_broyden",
     "scale_by_dfp",
     "scale_by_linesearch",
+    "scale_by_newton",
     "scale_by_osbfgs",
     "scale_by_quasi_newton",
+    "scale_by_spectral_correction",
     "scale_by_sr1",
     "scale_by_ssbfgs",
     "scale_by_ssbroyden",
     "sherman_morrison",
+    "spectral_correction",
+    "spectral_inverse",
     "sr1",
     "sr1_update",
     "ssbfgs",
     "ssbfgs_update",
     "ssbroyden",
     "ssbroyden_update",
+    "wedderburn",
     "wolfe",
 ]

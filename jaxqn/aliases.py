@@ -1,7 +1,7 @@
 """Whole optimisers for optax users: chains of :mod:`jaxqn.transforms`, and nothing else."""
 
 from types import EllipsisType
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import optax
 
@@ -12,13 +12,14 @@ from jaxqn.transforms import (
     scale_by_broyden,
     scale_by_dfp,
     scale_by_linesearch,
+    scale_by_newton,
     scale_by_osbfgs,
     scale_by_sr1,
     scale_by_ssbfgs,
     scale_by_ssbroyden,
 )
 
-__all__ = ["bfgs", "broyden", "dfp", "osbfgs", "sr1", "ssbfgs", "ssbroyden"]
+__all__ = ["bfgs", "broyden", "dfp", "newton", "osbfgs", "sr1", "ssbfgs", "ssbroyden"]
 
 Search: TypeAlias = LineSearch | optax.GradientTransformation | EllipsisType | None
 
@@ -192,6 +193,39 @@ def ssbroyden(
       [-3.0]
     """
     return _chain(scale_by_ssbroyden(scale_init=scale_init), learning_rate, linesearch, has_aux)
+
+
+def newton(
+    learning_rate: optax.ScalarOrSchedule | None = None,
+    *,
+    linesearch: Search = ...,
+    has_aux: bool = False,
+    rank: int | Literal["all"] = "all",
+    floor: float | None = None,
+    mode: str = "reflect",
+) -> optax.GradientTransformationExtraArgs:
+    """Newton's method: :func:`jaxqn.scale_by_newton` in the chain that :func:`bfgs` describes.
+
+    Args:
+      learning_rate: as in :func:`bfgs`, but every ``update`` needs ``value_fn=``.
+      linesearch: as in :func:`bfgs`.
+      has_aux: as in :func:`bfgs`.
+      rank: as in :func:`jaxqn.scale_by_newton`.
+      floor: as there.
+      mode: as there.
+
+    Returns:
+      An ``optax.GradientTransformationExtraArgs``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> optimizer, x = newton(learning_rate=1.0), jnp.array([3.0])
+      >>> f = lambda x: jnp.sum(x**2)
+      >>> optimizer.update(2 * x, optimizer.init(x), x, value_fn=f)[0].tolist()
+      [-3.0]
+    """
+    scale_by = scale_by_newton(rank=rank, floor=floor, mode=mode, has_aux=has_aux)
+    return _chain(scale_by, learning_rate, linesearch, has_aux)
 
 
 def _chain(

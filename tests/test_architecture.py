@@ -14,11 +14,22 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = [
     "_typing",
     "_numerics",
+    "_stacks",
     "derivatives",
     "curvature",
     "rules",
     "updates",
+    "spectral",
+    "_lanczos",
+    "eigenpairs",
     "quasi_newton",
+    "_history",
+    "_ring",
+    "memory",
+    "memory_sr1",
+    "damping",
+    "newton",
+    "methods",
     "linesearch",
     "termination",
     "_checks",
@@ -30,7 +41,7 @@ ROOMS = [
     "_demo",
     "__main__",
 ]
-FORMULAS = ["curvature", "rules", "updates", "linesearch"]
+FORMULAS = ["curvature", "rules", "updates", "spectral", "eigenpairs", "linesearch"]
 DEPENDENCIES = {"jax", "jaxlib", "optax", "chex", "numpy"}  # numpy comes with jax
 DEMO_ONLY = {"matplotlib", "scipy"}
 MAX_LINES = 360

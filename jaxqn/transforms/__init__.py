@@ -9,6 +9,7 @@ from jaxqn.transforms.linesearch import (
     ScaleByLinesearchState,
     scale_by_linesearch,
 )
+from jaxqn.transforms.newton import ScaleByNewtonState, scale_by_newton
 from jaxqn.transforms.quasi_newton import (
     ScaleByQuasiNewtonState,
     scale_by_bfgs,
@@ -20,17 +21,25 @@ from jaxqn.transforms.quasi_newton import (
     scale_by_ssbfgs,
     scale_by_ssbroyden,
 )
+from jaxqn.transforms.spectral import (
+    ScaleBySpectralCorrectionState,
+    scale_by_spectral_correction,
+)
 
 __all__ = [
     "LinesearchInfo",
     "ScaleByLinesearchState",
+    "ScaleByNewtonState",
     "ScaleByQuasiNewtonState",
+    "ScaleBySpectralCorrectionState",
     "scale_by_bfgs",
     "scale_by_broyden",
     "scale_by_dfp",
     "scale_by_linesearch",
+    "scale_by_newton",
     "scale_by_osbfgs",
     "scale_by_quasi_newton",
+    "scale_by_spectral_correction",
     "scale_by_sr1",
     "scale_by_ssbfgs",
     "scale_by_ssbroyden",

@@ -1,13 +1,16 @@
-"""What both transformations need: the dtypes of the parameters, and one compilation per call."""
+"""What the transformations share: dtypes, one compilation per call, and objectives."""
 
-from typing import Any
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxqn._checks import is_traced
+from jaxqn._checks import is_traced, scalar_value, split_aux
+from jaxqn._typing import Array
 
 
 def float_dtypes(params: optax.Params) -> dict[np.dtype, str]:
@@ -22,6 +25,17 @@ def float_dtypes(params: optax.Params) -> dict[np.dtype, str]:
             )
         dtypes.setdefault(dtype, name)
     return dtypes
+
+
+def check_one_dtype(params: optax.Params) -> None:
+    """A dense method works on one flat vector, which has one dtype."""
+    dtypes = float_dtypes(params)
+    if len(dtypes) > 1:
+        found = ", ".join(f"{name} is {dtype}" for dtype, name in dtypes.items())
+        raise ValueError(
+            f"a dense method needs one dtype for all parameters, but {found}: cast them, or "
+            "give each dtype its own transformation with optax.partition"
+        )
 
 
 def at_least_float32(dtype: np.dtype) -> np.dtype:
@@ -43,3 +57,83 @@ def once(compiled: Any, *operands: Any, **static: Any) -> Any:
         hashable = True
     direct = is_traced(operands) or not hashable
     return (compiled.__wrapped__ if direct else compiled)(*operands, **static)
+
+
+class Objective(NamedTuple):
+    """A ``value_fn`` with those of its extra arguments that are no arrays: hashable, so static.
+
+    Attributes:
+      value_fn: ``(params, **data) -> value``, or ``(value, aux)``.
+      statics: the data with holes where its arrays go, and the structure to put them back.
+      has_aux: whether ``value_fn`` returns auxiliary data beside its value.
+    """
+
+    value_fn: Callable[..., Any]
+    statics: tuple[tuple[Any, ...], Any]
+    has_aux: bool = False
+
+    def __call__(self, params: optax.Params, arrays: list[Any]) -> Array:
+        """The value at ``params``, shape ``()``, with the arrays of the data in place."""
+        constants, structure = self.statics
+        data = structure.unflatten(
+            [c if a is None else a for a, c in zip(arrays, constants, strict=True)]
+        )
+        out = self.value_fn(params, **data)
+        value = split_aux(out, "value_fn")[0] if self.has_aux else out
+        return scalar_value(value, "value_fn")
+
+
+def check_can_evaluate(
+    who: str,
+    params: optax.Params | None,
+    *,
+    instead: str | None = None,
+    **given: Any,
+) -> None:
+    """Whoever evaluates the objective needs the parameters, all of them, and these arguments."""
+    call = "".join(f", {name}=..." for name in given)
+    if params is None:
+        raise ValueError(f"{who} needs the parameters: call update(grads, state, params{call})")
+    missing = [f"{name}=" for name, argument in given.items() if argument is None]
+    if missing:
+        advice = f", or {instead}" if instead else ""
+        raise TypeError(
+            f"{who} evaluates the objective, but {', '.join(missing)} is missing: call "
+            f"update(grads, state, params{call}){advice}"
+        )
+    check_unmasked(who, params)
+
+
+def check_unmasked(who: str, params: optax.Params) -> None:
+    """The objective cannot be called with parameters of which some are masked."""
+    leaves = jax.tree.leaves(params, is_leaf=lambda leaf: isinstance(leaf, optax.MaskedNode))
+    if any(isinstance(leaf, optax.MaskedNode) for leaf in leaves):
+        raise ValueError(
+            f"{who} cannot evaluate value_fn with masked parameters: put it outside, for "
+            "instance optax.chain(optax.masked(jaxqn.scale_by_bfgs(), mask), optax.scale(-1.0), "
+            "jaxqn.scale_by_linesearch()), or do without it by choosing a learning_rate"
+        )
+
+
+def split_data(
+    value_fn: Callable[..., Any], extra_args: dict[str, Any]
+) -> tuple[list[Any], tuple[tuple[Any, ...], Any]]:
+    """The extra arguments that ``value_fn`` takes, as arrays and everything else."""
+    leaves, structure = jax.tree.flatten(_accepted_by(value_fn, extra_args))
+    is_array = [isinstance(leaf, jax.Array | np.ndarray | np.generic) for leaf in leaves]
+    arrays = [leaf if array else None for leaf, array in zip(leaves, is_array, strict=True)]
+    constants = tuple(None if array else leaf for leaf, array in zip(leaves, is_array, strict=True))
+    return arrays, (constants, structure)
+
+
+def _accepted_by(value_fn: Callable[..., Any], extra_args: dict[str, Any]) -> dict[str, Any]:
+    """The extra arguments that the objective can take beside the parameters."""
+    try:
+        first, *rest = inspect.signature(value_fn).parameters.values()
+    except (TypeError, ValueError):  # a builtin, say
+        return {}
+    kinds = {p.name: p.kind for p in rest}
+    if inspect.Parameter.VAR_KEYWORD in kinds.values():
+        return {name: value for name, value in extra_args.items() if name != first.name}
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {name: value for name, value in extra_args.items() if kinds.get(name) in named}

@@ -1,20 +1,25 @@
 """Line searches as an optax transformation: an inner loop of trials around the objective."""
 
 import functools
-import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from jaxqn._checks import scalar_value, split_aux
 from jaxqn._typing import Array, ArrayTree
 from jaxqn.linesearch import LineSearch, wolfe
 from jaxqn.loop import first_step
-from jaxqn.transforms._common import at_least_float32, float_dtypes, once
+from jaxqn.transforms._common import (
+    Objective,
+    at_least_float32,
+    check_can_evaluate,
+    check_unmasked,
+    float_dtypes,
+    once,
+    split_data,
+)
 
 __all__ = ["LinesearchInfo", "ScaleByLinesearchState", "scale_by_linesearch"]
 
@@ -115,7 +120,7 @@ def scale_by_linesearch(
     linesearch = wolfe() if linesearch is None else linesearch
 
     def init(params: optax.Params) -> ScaleByLinesearchState:
-        _check_unmasked(params)
+        check_unmasked("a line search", params)
         dtypes = list(float_dtypes(params)) or [jnp.result_type(float)]
         widest = max(dtypes, key=lambda dtype: jnp.finfo(dtype).bits)
         return ScaleByLinesearchState(
@@ -135,22 +140,16 @@ def scale_by_linesearch(
         value_fn: Callable[..., Any] | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, ScaleByLinesearchState]:
-        if params is None:
-            raise ValueError(
-                "a line search needs the parameters: call update(grads, state, params, value=..., "
-                "grad=..., value_fn=...)"
-            )
-        given = {"value": value, "grad": grad, "value_fn": value_fn}
-        missing = [f"{name}=" for name, argument in given.items() if argument is None]
-        if missing or value_fn is None:
-            raise TypeError(
-                f"a line search evaluates the objective, but {', '.join(missing)} is missing: call "
-                "update(grads, state, params, value=value, grad=grads, value_fn=fun), or do "
-                "without a search by choosing a learning_rate"
-            )
-        _check_unmasked(params)
-        leaves, structure = jax.tree.flatten(_accepted_by(value_fn, extra_args))
-        is_array = [isinstance(leaf, jax.Array | np.ndarray | np.generic) for leaf in leaves]
+        check_can_evaluate(
+            "a line search",
+            params,
+            value=value,
+            grad=grad,
+            value_fn=value_fn,
+            instead="do without a search by choosing a learning_rate",
+        )
+        assert value_fn is not None
+        arrays, statics = split_data(value_fn, extra_args)
         return once(
             _search,
             updates,
@@ -158,23 +157,15 @@ def scale_by_linesearch(
             params,
             value,
             grad,
-            [leaf if array else None for leaf, array in zip(leaves, is_array, strict=True)],
-            value_fn=value_fn,
-            constants=tuple(
-                None if array else leaf for leaf, array in zip(leaves, is_array, strict=True)
-            ),
-            structure=structure,
+            arrays,
+            objective=Objective(value_fn, statics, has_aux),
             linesearch=linesearch,
-            has_aux=has_aux,
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-STATIC = ("value_fn", "constants", "structure", "linesearch", "has_aux")
-
-
-@functools.partial(jax.jit, static_argnames=STATIC)
+@functools.partial(jax.jit, static_argnames=("objective", "linesearch"))
 def _search(
     updates: optax.Updates,
     state: ScaleByLinesearchState,
@@ -183,23 +174,15 @@ def _search(
     grad: optax.Updates,
     arrays: list[Any],
     *,
-    value_fn: Callable[..., Any],
-    constants: tuple[Any, ...],
-    structure: Any,
+    objective: Objective,
     linesearch: LineSearch,
-    has_aux: bool,
 ) -> tuple[optax.Updates, ScaleByLinesearchState]:
     """Run the machine to its end."""
     dtype = state.learning_rate.dtype
     direction = optax.tree.cast(updates, dtype)
-    data = structure.unflatten(
-        [c if a is None else a for a, c in zip(arrays, constants, strict=True)]
-    )
 
-    def objective(x: optax.Params) -> Array:
-        out = value_fn(x, **data)
-        value = split_aux(out, "value_fn")[0] if has_aux else out
-        return scalar_value(value, "value_fn").astype(dtype)
+    def fun(x: optax.Params) -> Array:
+        return objective(x, arrays).astype(dtype)
 
     def slope(g: optax.Updates) -> Array:
         return optax.tree.vdot(direction, optax.tree.cast(g, dtype))
@@ -210,7 +193,7 @@ def _search(
 
     def trip(search: Search) -> Search:
         alpha = search.machine.alpha
-        phi, g = jax.value_and_grad(objective)(optax.apply_updates(params, step(alpha)))
+        phi, g = jax.value_and_grad(fun)(optax.apply_updates(params, step(alpha)))
         dphi = slope(g)
         machine, done, failed = linesearch.step(search.machine, phi, dphi)
         better = done | ((phi < search.best.value) & jnp.isfinite(dphi))
@@ -252,27 +235,3 @@ def _first_trial(phi0: Array, dphi0: Array, direction: optax.Updates) -> Array:
 def _like(example: ArrayTree, tree: ArrayTree) -> ArrayTree:
     """``tree`` in the dtypes of ``example``, none of them weak."""
     return jax.tree.map(lambda e, leaf: jnp.asarray(leaf, jnp.result_type(e)), example, tree)
-
-
-def _accepted_by(value_fn: Callable[..., Any], extra_args: dict[str, Any]) -> dict[str, Any]:
-    """The extra arguments that the objective can take beside the parameters."""
-    try:
-        first, *rest = inspect.signature(value_fn).parameters.values()
-    except (TypeError, ValueError):  # a builtin, say
-        return {}
-    kinds = {p.name: p.kind for p in rest}
-    if inspect.Parameter.VAR_KEYWORD in kinds.values():
-        return {name: value for name, value in extra_args.items() if name != first.name}
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return {name: value for name, value in extra_args.items() if kinds.get(name) in named}
-
-
-def _check_unmasked(params: optax.Params) -> None:
-    """The objective cannot be called with parameters of which some are masked."""
-    leaves = jax.tree.leaves(params, is_leaf=lambda leaf: isinstance(leaf, optax.MaskedNode))
-    if any(isinstance(leaf, optax.MaskedNode) for leaf in leaves):
-        raise ValueError(
-            "a line search cannot evaluate value_fn with masked parameters: put it outside, for "
-            "instance optax.chain(optax.masked(jaxqn.scale_by_bfgs(), mask), optax.scale(-1.0), "
-            "jaxqn.scale_by_linesearch()), or do without a search by choosing a learning_rate"
-        )

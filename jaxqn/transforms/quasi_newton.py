@@ -7,6 +7,7 @@ those of the objective itself: whatever an earlier transformation does to them e
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,8 +15,8 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from jaxqn._numerics import dot
-from jaxqn._typing import Array
+from jaxqn import _stacks
+from jaxqn._typing import Array, ArrayTree
 from jaxqn.quasi_newton import QuasiNewton, dense
 from jaxqn.rules import (
     bfgs_rule,
@@ -26,7 +27,12 @@ from jaxqn.rules import (
     ssbfgs_rule,
     ssbroyden_rule,
 )
-from jaxqn.transforms._common import at_least_float32, float_dtypes, once
+from jaxqn.transforms._common import (
+    at_least_float32,
+    check_one_dtype,
+    float_dtypes,
+    once,
+)
 
 __all__ = [
     "ScaleByQuasiNewtonState",
@@ -42,20 +48,22 @@ __all__ = [
 
 
 class ScaleByQuasiNewtonState(NamedTuple):
-    """State of :func:`scale_by_quasi_newton`; vectors are ravelled, in float32 or wider.
+    """State of :func:`scale_by_quasi_newton`.
+
+    Vectors are in float32 or wider; for a dense approximation they are ravelled, shape ``(n,)``.
 
     Attributes:
       count: finite gradients seen, int32.
-      params: the parameters at the last of them, shape ``(n,)``.
-      updates: that gradient, shape ``(n,)``.
-      product: H times that gradient, shape ``(n,)``.
+      params: the parameters at the last of them.
+      updates: that gradient.
+      product: H times that gradient.
       approx: state of the approximation.
     """
 
     count: Array  # type: ignore[assignment]
-    params: Array
-    updates: Array
-    product: Array
+    params: ArrayTree
+    updates: ArrayTree
+    product: ArrayTree
     approx: Any
 
 
@@ -74,13 +82,15 @@ def scale_by_quasi_newton(qn: QuasiNewton) -> optax.GradientTransformationExtraA
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``: ``update(grads, state, params, **ignored)``.
-      The parameters are a pytree of one real floating dtype; H is float32 for half precision.
+      The parameters are a pytree of one real floating dtype (of any for a limited-memory method);
+      H is float32 for half precision.
 
     Raises:
       TypeError: at ``init``, a parameter is not real floating.
-      ValueError: mixed dtypes at ``init``; at ``update``, ``params`` is missing.
+      ValueError: ``qn`` needs Hessians; at ``init``, mixed dtypes; at ``update``, ``params`` is
+        missing.
 
-    Cost: that of ``qn``, O(n²) for a dense one. The parameters are ravelled.
+    Cost: that of ``qn``, O(n²) for a dense one, which ravels the parameters.
 
     Example:
       >>> solver = optax.chain(scale_by_quasi_newton(dense(bfgs_rule)), optax.scale(-0.5))
@@ -92,22 +102,24 @@ def scale_by_quasi_newton(qn: QuasiNewton) -> optax.GradientTransformationExtraA
       >>> x.tolist()
       [-1.5]
     """
+    if qn.renew is not None:
+        raise ValueError(
+            "this method needs Hessians, which a quasi-Newton transformation does not have: use "
+            "jaxqn.scale_by_newton"
+        )
 
     def init(params: optax.Params) -> ScaleByQuasiNewtonState:
-        dtypes = float_dtypes(params)
-        if len(dtypes) > 1:
-            found = ", ".join(f"{name} is {dtype}" for dtype, name in dtypes.items())
-            raise ValueError(
-                f"a dense method needs one dtype for all parameters, but {found}: cast them, or "
-                "give each dtype its own transformation with optax.partition"
-            )
-        x = ravel_pytree(params)[0]
-        x = jnp.array(x, at_least_float32(x.dtype))  # a copy: no leaf may alias the parameters
+        if qn.dense:
+            check_one_dtype(params)
+        else:
+            float_dtypes(params)
+        x = jax.tree.map(jnp.array, _vector(params, qn)[0])  # copies: no leaf may alias params
+        zeros = jax.tree.map(jnp.zeros_like, x)
         return ScaleByQuasiNewtonState(
             count=jnp.zeros((), jnp.int32),
             params=x,
-            updates=jnp.zeros(x.shape, x.dtype),
-            product=jnp.zeros(x.shape, x.dtype),
+            updates=zeros,
+            product=jax.tree.map(jnp.zeros_like, x),
             approx=qn.init(x),
         )
 
@@ -138,34 +150,59 @@ def _precondition(
     searched: bool,
 ) -> tuple[optax.Updates, ScaleByQuasiNewtonState]:
     """Form the pair, correct H, apply it."""
-    raw, unravel = ravel_pytree(updates)
-    dtype = state.params.dtype
-    x, g = ravel_pytree(params)[0].astype(dtype), raw.astype(dtype)
+    x, _ = _vector(params, qn)
+    g, to_updates = _vector(updates, qn)
 
     # A point that is not finite is taken for the last one again.
-    finite = jnp.all(jnp.isfinite(x)) & jnp.all(jnp.isfinite(g))
-    x, g = jnp.where(finite, x, state.params), jnp.where(finite, g, state.updates)
+    finite = _every(jnp.isfinite, x) & _every(jnp.isfinite, g)
+    x, g = optax.tree.where(finite, x, state.params), optax.tree.where(finite, g, state.updates)
 
     # The pair is zero at the first call, and where the parameters have not moved.
-    s, y = x - state.params, g - state.updates
+    s, y = optax.tree.sub(x, state.params), optax.tree.sub(g, state.updates)
     later = finite & (state.count > 0)
-    moved = later & jnp.any(s != 0)
-    stuck = later & ~moved & ~jnp.any(y != 0) & searched
-    s, y = jnp.where(moved, s, jnp.zeros_like(s)), jnp.where(moved, y, jnp.zeros_like(y))
+    moved = later & ~_every(_zero, s)
+    stuck = later & ~moved & _every(_zero, y) & searched
+    zeros = optax.tree.zeros_like(s)
+    s, y = optax.tree.where(moved, s, zeros), optax.tree.where(moved, y, zeros)
     approx, Hg = qn.advance(state.approx, s, y, g, state.product, finite)
 
     # No descent, or none that was found: forget the curvature, and follow the gradient.
-    descent = (dot(g, Hg) > 0) & jnp.all(jnp.isfinite(Hg)) & ~stuck
-    approx = qn.reset(approx, finite & ~descent & jnp.any(g != 0))
-    Hg = jnp.where(descent, Hg, g)
+    (slope,) = _stacks.products((g, Hg))
+    descent = (slope > 0) & _every(jnp.isfinite, Hg) & ~stuck
+    approx = qn.reset(approx, finite & ~descent & ~_every(_zero, g))
+    Hg = optax.tree.where(descent, Hg, g)
     state = ScaleByQuasiNewtonState(
         count=state.count + finite.astype(jnp.int32),
         params=x,
         updates=g,
-        product=jnp.where(finite, Hg, state.product),
+        product=optax.tree.where(finite, Hg, state.product),
         approx=approx,
     )
-    return unravel(jnp.where(finite, Hg.astype(raw.dtype), raw)), state
+    return optax.tree.where(finite, to_updates(Hg), updates), state
+
+
+def _vector(tree: optax.Params, qn: QuasiNewton) -> tuple[ArrayTree, Callable[..., ArrayTree]]:
+    """What ``qn`` works on, flat or as it is, in float32 or wider; and the way back."""
+
+    def widened(leaf: Array) -> Array:
+        return leaf.astype(at_least_float32(leaf.dtype))
+
+    if qn.dense:
+        flat, unravel = ravel_pytree(tree)
+        return widened(flat), lambda vector: unravel(vector.astype(flat.dtype))
+    arrays = jax.tree.map(jnp.asarray, tree)
+    return jax.tree.map(widened, arrays), lambda vector: jax.tree.map(
+        lambda leaf, like: leaf.astype(like.dtype), vector, arrays
+    )
+
+
+def _every(holds: Callable[[Array], Array], tree: ArrayTree) -> Array:
+    """Whether something holds for all entries."""
+    return jnp.all(jnp.stack([jnp.all(holds(leaf)) for leaf in jax.tree.leaves(tree)]))
+
+
+def _zero(leaf: Array) -> Array:
+    return leaf == 0
 
 
 def scale_by_bfgs(*, scale_init: bool = True) -> optax.GradientTransformationExtraArgs:

@@ -1,0 +1,232 @@
+"""A spectral correction of whatever comes before it in an optax chain."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxqn import _stacks
+from jaxqn._typing import Array, ArrayTree
+from jaxqn.eigenpairs import Eigenpairs, hessian_eigenpairs
+from jaxqn.transforms._common import (
+    Objective,
+    check_can_evaluate,
+    float_dtypes,
+    once,
+    split_data,
+)
+
+__all__ = ["ScaleBySpectralCorrectionState", "scale_by_spectral_correction"]
+
+Which = Literal["largest", "smallest", "smallest_magnitude"]
+
+
+class ScaleBySpectralCorrectionState(NamedTuple):
+    """State of :func:`scale_by_spectral_correction`.
+
+    Attributes:
+      count: calls so far, int32.
+      products: Hessian-vector products so far, int32.
+      vectors: unit vectors v, a stack like the parameters with a leading axis.
+      values: their eigenvalues at the last computation, shape ``(k,)``.
+      residuals: ‖B v − λ v‖ then, shape ``(k,)``.
+      weights: c in P = I + Σ c v vᵀ, shape ``(k,)``.
+    """
+
+    count: Array  # type: ignore[assignment]
+    products: Array
+    vectors: ArrayTree
+    values: Array
+    residuals: Array
+    weights: Array
+
+
+class Options(NamedTuple):
+    """The settings, hashable."""
+
+    rank: int
+    every: int
+    which: Which
+    floor: float
+    tol: float
+    max_products: int
+
+
+def scale_by_spectral_correction(
+    rank: int = 2,
+    *,
+    every: int = 100,
+    which: Which = "largest",
+    floor: float = 0.01,
+    tol: float = 0.1,
+    max_products: int | None = None,
+    has_aux: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    """Precondition the updates along the extremal eigenvectors of the Hessian of ``value_fn``.
+
+        P = I + Σ (r / f(λᵢ) − 1) vᵢ vᵢᵀ,   f(λ) = max(|λ| + ‖B v − λ v‖, floor · max|λ|),
+
+    with ``rank`` eigenpairs (λᵢ, vᵢ) of the Hessian B, found by Lanczos from Hessian-vector
+    products at every ``every``-th call, from the last ones on. A direction whose curvature is the
+    reference r is left alone. With ``which="largest"``, r is the next largest eigenvalue: steep
+    directions are flattened to the curvature of the rest, and the learning rate, which they had
+    limited, can grow by λ₁/r. Otherwise r is the largest magnitude: along flat, or descending,
+    directions steps grow as Newton's do, by 1/``floor`` at most. P is positive definite, and
+    multiplying the objective by a constant does not change it.
+
+    Where it pays: where a few steep directions limit the learning rate and last from one
+    computation to the next. With a learning rate tuned for each, and the products counted, the
+    defaults made SGD with momentum four times better on a small CNN of digits, at batches of 128;
+    they did not pay on a small RNN, nor after Adam or plain SGD (see ``tests/benchmarks/digits``).
+
+    Args:
+      rank: eigenpairs to correct.
+      every: calls between computations of the eigenpairs.
+      which: "largest", "smallest" (most negative) or "smallest_magnitude".
+      floor: smallest curvature to believe, as a fraction of the largest magnitude.
+      tol: residual to reach, as a fraction of the largest magnitude.
+      max_products: Hessian-vector products allowed per computation; by default 10 (rank + 1).
+      has_aux: whether ``value_fn`` returns ``(value, aux)``.
+
+    Returns:
+      An ``optax.GradientTransformationExtraArgs``: ``update(updates, state, params, *, value_fn,
+      **data)``; on mini-batches, ``value_fn`` is the loss on the batch at hand. As in
+      :func:`jaxqn.scale_by_linesearch`, ``value_fn`` gets what its signature names of ``data``.
+
+    Raises:
+      TypeError: ``value_fn`` is missing; at ``init``, a parameter is not real floating.
+      ValueError: an option out of range; ``params`` is missing or masked.
+
+    Cost: two passes over ``rank`` + 1 vectors per call; every ``every``-th, ``max_products``
+    Hessian-vector products at most, each about two gradients. ``state.products`` counts them.
+    Memory: that of :func:`jaxqn.hessian_eigenpairs` while it runs, rank + 1 vectors otherwise.
+
+    Example:
+      >>> f = lambda x: 50.0 * x[0] ** 2 + 5.0 * x[1] ** 2 + 0.5 * x[2] ** 2
+      >>> transform, x = scale_by_spectral_correction(rank=1), jnp.array([1.0, 1.0, 1.0])
+      >>> updates, state = transform.update(jax.grad(f)(x), transform.init(x), x, value_fn=f)
+      >>> [round(float(u), 2) for u in updates]  # 100, 10, 1 without it
+      [10.0, 10.0, 1.0]
+
+    References:
+      Dauphin et al., NeurIPS 2014, for |λ| in place of λ; Saad, Numerical Methods for Large
+      Eigenvalue Problems, 2011, chapter 6, for Lanczos.
+    """
+    options = Options(
+        rank=_at_least_one("rank", rank),
+        every=_at_least_one("every", every),
+        which=which,
+        floor=float(floor),
+        tol=float(tol),
+        max_products=_at_least_one(
+            "max_products", 10 * (rank + 1) if max_products is None else max_products
+        ),
+    )
+    if which not in ("largest", "smallest", "smallest_magnitude"):
+        raise ValueError(
+            f'which must be "largest", "smallest" or "smallest_magnitude", but it is {which!r}'
+        )
+    if not 0 < floor <= 1:
+        raise ValueError(f"floor must be a fraction in (0, 1], but it is {floor}")
+
+    def init(params: optax.Params) -> ScaleBySpectralCorrectionState:
+        float_dtypes(params)
+        size = sum(jnp.size(leaf) for leaf in jax.tree.leaves(params))
+        if size < _pairs(options):
+            raise ValueError(
+                f"rank={rank} needs {_pairs(options)} eigenpairs, but the parameters have "
+                f"{size} entries: choose a smaller rank"
+            )
+        dtype, k = _stacks.tree_dtype(params), _pairs(options)
+        return ScaleBySpectralCorrectionState(
+            count=jnp.zeros((), jnp.int32),
+            products=jnp.zeros((), jnp.int32),
+            vectors=optax.tree.random_like(
+                jax.random.key(0), _stacks.zeros(k, params), jax.random.normal
+            ),
+            values=jnp.zeros((k,), dtype),
+            residuals=jnp.zeros((k,), dtype),
+            weights=jnp.zeros((k,), dtype),
+        )
+
+    def update(
+        updates: optax.Updates,
+        state: ScaleBySpectralCorrectionState,
+        params: optax.Params | None = None,
+        *,
+        value_fn: Callable[..., Any] | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, ScaleBySpectralCorrectionState]:
+        check_can_evaluate("a spectral correction", params, value_fn=value_fn)
+        assert value_fn is not None
+        arrays, statics = split_data(value_fn, extra_args)
+        objective = Objective(value_fn, statics, has_aux)
+        return once(_correct, updates, state, params, arrays, objective=objective, options=options)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+@functools.partial(jax.jit, static_argnames=("objective", "options"))
+def _correct(
+    updates: optax.Updates,
+    state: ScaleBySpectralCorrectionState,
+    params: optax.Params,
+    arrays: list[Any],
+    *,
+    objective: Objective,
+    options: Options,
+) -> tuple[optax.Updates, ScaleBySpectralCorrectionState]:
+    """Renew the eigenpairs when it is time; apply P."""
+
+    def renew(state: ScaleBySpectralCorrectionState) -> ScaleBySpectralCorrectionState:
+        pairs = hessian_eigenpairs(
+            objective.__call__,
+            params,
+            (arrays,),
+            k=_pairs(options),
+            which=options.which,
+            tol=options.tol,
+            max_products=options.max_products,
+            start=state.vectors,
+        )
+        weights = _weights(pairs, options)
+        usable = jnp.all(jnp.isfinite(weights))
+        return ScaleBySpectralCorrectionState(
+            count=state.count,
+            products=state.products + pairs.products,
+            vectors=optax.tree.where(usable, pairs.vectors, state.vectors),
+            values=pairs.values,
+            residuals=pairs.residuals,
+            weights=jnp.where(usable, weights, 0),
+        )
+
+    due = state.count % options.every == 0
+    state = jax.lax.cond(due, renew, lambda state: state, state)
+    shares = state.weights * _stacks.dots(state.vectors, updates)
+    change = _stacks.combine(shares, state.vectors)
+    corrected = jax.tree.map(lambda u, c: u + c.astype(jnp.result_type(u)), updates, change)
+    return corrected, state._replace(count=state.count + 1)
+
+
+def _pairs(options: Options) -> int:
+    """Eigenpairs to compute: the largest are measured against the next one."""
+    return options.rank + (options.which == "largest")
+
+
+def _weights(pairs: Eigenpairs, options: Options) -> Array:
+    """Weights r / f(λ) − 1 of the pairs to correct; 0 for the one they are measured against."""
+    curvature = jnp.abs(pairs.values) + pairs.residuals
+    curvature = jnp.maximum(curvature, options.floor * pairs.scale)
+    reference = curvature[-1] if options.which == "largest" else pairs.scale
+    flat = pairs.scale == 0
+    weights = reference / jnp.where(flat, 1, curvature) - 1
+    return jnp.where(flat | (jnp.arange(weights.size) >= options.rank), 0, weights)
+
+
+def _at_least_one(name: str, value: int) -> int:
+    if int(value) != value or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, but it is {value}")
+    return int(value)
