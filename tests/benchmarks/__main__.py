@@ -11,6 +11,9 @@ Workloads, each printing jaxqn and every installed peer side by side:
   pinn        a physics-informed network for the 3-D Poisson equation
   behaviour   scaling, float32 and optax-composition cases, pass or fail
   eager       cost of a second eager call
+  newton      Newton's method with and without the spectral correction
+  eigenpairs  extremal eigenpairs of a network's Hessian
+  digits      SGD and Adam with the spectral correction, for a CNN and an RNN
 
 A peer that is not installed is skipped by name; the environment variable
 SSBROYDEN_PORT may name a file with the self-scaled optax port (see `peers`).
@@ -40,6 +43,9 @@ WORKLOADS = (
     "pinn",
     "behaviour",
     "eager",
+    "newton",
+    "eigenpairs",
+    "digits",
 )
 VERSIONS = ("jax", "jaxqn", "optax", "optimistix", "jaxopt", "scipy", "sif2jax")
 
