@@ -1,10 +1,24 @@
 """Quasi-Newton minimisation for JAX: formulas, drivers and optax transformations."""
 
 from jaxqn import derivatives as derivatives
-from jaxqn.aliases import bfgs, broyden, dfp, newton, osbfgs, sr1, ssbfgs, ssbroyden
+from jaxqn.aliases import (
+    bfgs,
+    broyden,
+    dfp,
+    lbfgs,
+    lsr1,
+    newton,
+    osbfgs,
+    sr1,
+    ssbfgs,
+    ssbroyden,
+)
 from jaxqn.curvature import powell_damping
+from jaxqn.damping import damped
 from jaxqn.eigenpairs import Eigenpairs, eigenpairs, hessian_eigenpairs
 from jaxqn.linesearch import LineSearch, backtracking, wolfe
+from jaxqn.memory import inverse_hessian_product, lbfgs_memory, stored_pairs
+from jaxqn.memory_sr1 import lsr1_memory
 from jaxqn.methods import METHODS as _METHODS
 from jaxqn.minimize import MinimizeResult, minimize
 from jaxqn.newton import corrected_newton
@@ -21,8 +35,11 @@ from jaxqn.termination import MESSAGES, Status
 from jaxqn.transforms import (
     scale_by_bfgs,
     scale_by_broyden,
+    scale_by_corrected_adam,
     scale_by_dfp,
+    scale_by_lbfgs,
     scale_by_linesearch,
+    scale_by_lsr1,
     scale_by_newton,
     scale_by_osbfgs,
     scale_by_quasi_newton,
@@ -65,11 +82,17 @@ __all__ = [
     "broyden_update",
     "correct_inverse",
     "corrected_newton",
+    "damped",
     "dense",
     "dfp",
     "dfp_update",
     "eigenpairs",
     "hessian_eigenpairs",
+    "inverse_hessian_product",
+    "lbfgs",
+    "lbfgs_memory",
+    "lsr1",
+    "lsr1_memory",
     "minimize",
     "newton",
     "osbfgs",
@@ -80,8 +103,11 @@ __all__ = [
     "rank_two",
     "scale_by_bfgs",
     "scale_by_broyden",
+    "scale_by_corrected_adam",
     "scale_by_dfp",
+    "scale_by_lbfgs",
     "scale_by_linesearch",
+    "scale_by_lsr1",
     "scale_by_newton",
     "scale_by_osbfgs",
     "scale_by_quasi_newton",
@@ -98,6 +124,7 @@ __all__ = [
     "ssbfgs_update",
     "ssbroyden",
     "ssbroyden_update",
+    "stored_pairs",
     "wedderburn",
     "wolfe",
 ]

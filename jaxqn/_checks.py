@@ -109,6 +109,14 @@ def check_hashable(fun: Callable[..., Any]) -> None:
         ) from error
 
 
+def check_initial(H0: Any, x: ArrayTree, dense: bool) -> ArrayTree:
+    """An initial inverse Hessian: a matrix for a dense method over flat x, else a diagonal."""
+    if not dense:
+        return check_diagonal(H0, x)
+    leaves = jax.tree.leaves(x)
+    return check_hess_inv0(H0, sum(leaf.size for leaf in leaves), leaves[0].dtype)
+
+
 def check_hess_inv0(H0: Any, n: int, dtype: np.dtype) -> Array:
     """An initial inverse Hessian as a matrix: shape, and positive definiteness (unless traced)."""
     H0 = jnp.asarray(H0)
@@ -116,8 +124,7 @@ def check_hess_inv0(H0: Any, n: int, dtype: np.dtype) -> Array:
         raise TypeError(f"hess_inv0 is complex ({H0.dtype}): an inverse Hessian here is real")
     H0 = H0.astype(dtype)
     if H0.shape == (n,):
-        if not is_traced(H0) and not np.all((H0 > 0) & np.isfinite(H0)):
-            raise ValueError("hess_inv0 as a diagonal must be positive and finite throughout")
+        _check_positive("hess_inv0", H0)
         return jnp.diag(H0)
     if H0.shape != (n, n):
         raise ValueError(
@@ -141,6 +148,14 @@ def check_hess_inv0(H0: Any, n: int, dtype: np.dtype) -> Array:
     return H0
 
 
+def _check_positive(name: str, diagonal: Array) -> None:
+    if is_traced(diagonal):
+        return
+    entries = np.asarray(diagonal)
+    if not np.all((entries > 0) & np.isfinite(entries)):
+        raise ValueError(f"{name} as a diagonal must be positive and finite throughout")
+
+
 def check_diagonal(H0: Any, x0: ArrayTree) -> ArrayTree:
     """The diagonal of an initial inverse Hessian, a pytree like ``x0`` of positive entries."""
     structures: list[Any] = [jax.tree.structure(tree) for tree in (x0, H0)]
@@ -154,8 +169,7 @@ def check_diagonal(H0: Any, x0: ArrayTree) -> ArrayTree:
         name, h = "hess_inv0" + jax.tree_util.keystr(path), jnp.asarray(h)
         if h.shape != leaf.shape:
             raise ValueError(f"{name} has shape {h.shape}, but x0 has {leaf.shape} there")
-        if not is_traced(h) and not np.all((h > 0) & np.isfinite(h)):
-            raise ValueError(f"{name} as a diagonal must be positive and finite throughout")
+        _check_positive(name, h)
         return h.astype(leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(checked, H0, x0)

@@ -19,17 +19,17 @@ from jaxqn._typing import Array, ArrayTree
 
 
 class Plan(NamedTuple):
-    """The static numbers of a run: n entries, m rows, of which ``kept`` survive a restart."""
+    """The static numbers of a run."""
 
-    k: int
-    which: str
-    n: int
-    m: int
-    kept: int
-    step: int
-    given: int
-    budget: int
-    eps: float
+    k: int  # pairs wanted
+    which: str  # and which
+    n: int  # entries of a vector
+    m: int  # most rows of the basis
+    kept: int  # most rows that survive a round
+    step: int  # rows that a round adds
+    given: int  # rows to start from
+    budget: int  # most products
+    eps: float  # of the coarsest leaf
 
 
 class Basis(NamedTuple):
@@ -159,6 +159,7 @@ def _assessed(plan: Plan, tol: Array, basis: Basis) -> Round:
     theta, Y = _ritz(plan, jnp.where(finite, basis.T, 0), basis.rows)
     spent = (basis.products >= plan.budget) | (basis.rows == plan.n)
     V = _with_head(basis.V, _stacks.combine(Y, basis.V))
+    # V is always finite; to ask makes one rotation wait for the other and reuse its memory.
     Y = jnp.where(jnp.isfinite(_norm(_stacks.row(V, 0))), Y, 0)
     basis = basis._replace(
         V=V,
@@ -171,16 +172,19 @@ def _assessed(plan: Plan, tol: Array, basis: Basis) -> Round:
     values, wanted = theta[:k], jnp.eye(k, plan.m, dtype=theta.dtype)
     residuals = _residuals(values, _head(V, k), _head(AV, k))
     sources = jnp.argsort(-residuals)[: plan.given].astype(jnp.int32)
+    # A block of the unsolved while the basis first fills, which serves each of them at once; then
+    # one chain at a time, which goes deeper for as many products.
     width = jnp.sum(residuals > tol * basis.scale, dtype=jnp.int32)
+    width = jnp.where(basis.products < 2 * plan.m, jnp.clip(width, 1, plan.given), 1)
     if plan.which == "smallest_magnitude":
-        G = _stacks.gram(AV, AV)[: plan.kept, : plan.kept]
+        G = jnp.where(finite, _stacks.gram(AV, AV)[: plan.kept, : plan.kept], 0)
         values, wanted = _shrunk_most(k, theta, G, basis.rows)
         wanted = jnp.pad(wanted, ((0, 0), (0, plan.m - plan.kept)))
         residuals = _residuals(values, _stacks.combine(wanted, V), _stacks.combine(wanted, AV))
     return Round(
         basis=basis,
         sources=sources,
-        width=jnp.clip(width, 1, plan.given),
+        width=width.astype(jnp.int32),
         wanted=wanted,
         values=jnp.where(finite, values, jnp.nan),
         residuals=jnp.where(finite, residuals, jnp.nan),
@@ -201,9 +205,8 @@ def _ritz(plan: Plan, T: Array, rows: Array) -> tuple[Array, Array]:
     }[plan.which]
     best = jnp.argsort(jnp.where(inside, rank, jnp.inf))[: plan.kept]
     inside = inside[best]
-    return jnp.where(inside, theta[best], 0), jnp.where(
-        inside[:, None] & used[None, :], Q.T[best], 0
-    )
+    Y = jnp.where(inside[:, None] & used[None, :], Q.T[best], 0)
+    return jnp.where(inside, theta[best], 0), Y
 
 
 def _shrunk_most(k: int, theta: Array, G: Array, rows: Array) -> tuple[Array, Array]:

@@ -1,7 +1,7 @@
 """Whole optimisers for optax users: chains of :mod:`jaxqn.transforms`, and nothing else."""
 
 from types import EllipsisType
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import optax
 
@@ -11,7 +11,9 @@ from jaxqn.transforms import (
     scale_by_bfgs,
     scale_by_broyden,
     scale_by_dfp,
+    scale_by_lbfgs,
     scale_by_linesearch,
+    scale_by_lsr1,
     scale_by_newton,
     scale_by_osbfgs,
     scale_by_sr1,
@@ -19,7 +21,18 @@ from jaxqn.transforms import (
     scale_by_ssbroyden,
 )
 
-__all__ = ["bfgs", "broyden", "dfp", "newton", "osbfgs", "sr1", "ssbfgs", "ssbroyden"]
+__all__ = [
+    "bfgs",
+    "broyden",
+    "dfp",
+    "lbfgs",
+    "lsr1",
+    "newton",
+    "osbfgs",
+    "sr1",
+    "ssbfgs",
+    "ssbroyden",
+]
 
 Search: TypeAlias = LineSearch | optax.GradientTransformation | EllipsisType | None
 
@@ -193,6 +206,66 @@ def ssbroyden(
       [-3.0]
     """
     return _chain(scale_by_ssbroyden(scale_init=scale_init), learning_rate, linesearch, has_aux)
+
+
+def lbfgs(
+    learning_rate: optax.ScalarOrSchedule | None = None,
+    *,
+    memory: int = 10,
+    linesearch: Search = ...,
+    has_aux: bool = False,
+    history_dtype: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """L-BFGS: :func:`jaxqn.scale_by_lbfgs` in the chain that :func:`bfgs` describes.
+
+    Args:
+      learning_rate: as in :func:`bfgs`.
+      memory: pairs to keep.
+      linesearch: as in :func:`bfgs`.
+      has_aux: as in :func:`bfgs`.
+      history_dtype: dtype of the pairs in memory, for instance ``jnp.bfloat16``.
+
+    Returns:
+      An ``optax.GradientTransformationExtraArgs``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> optimizer, x = lbfgs(learning_rate=0.5), jnp.array([3.0])
+      >>> optimizer.update(2 * x, optimizer.init(x), x)[0].tolist()
+      [-3.0]
+    """
+    scale_by = scale_by_lbfgs(memory, history_dtype=history_dtype)
+    return _chain(scale_by, learning_rate, linesearch, has_aux)
+
+
+def lsr1(
+    learning_rate: optax.ScalarOrSchedule | None = None,
+    *,
+    memory: int = 10,
+    linesearch: Search = ...,
+    has_aux: bool = False,
+    history_dtype: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """L-SR1: :func:`jaxqn.scale_by_lsr1` in the chain that :func:`bfgs` describes.
+
+    Args:
+      learning_rate: as in :func:`bfgs`.
+      memory: pairs to keep.
+      linesearch: as in :func:`bfgs`.
+      has_aux: as in :func:`bfgs`.
+      history_dtype: as in :func:`lbfgs`.
+
+    Returns:
+      An ``optax.GradientTransformationExtraArgs``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> optimizer, x = lsr1(learning_rate=0.5), jnp.array([3.0])
+      >>> optimizer.update(2 * x, optimizer.init(x), x)[0].tolist()
+      [-3.0]
+    """
+    scale_by = scale_by_lsr1(memory, history_dtype=history_dtype)
+    return _chain(scale_by, learning_rate, linesearch, has_aux)
 
 
 def newton(

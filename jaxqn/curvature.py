@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxqn._numerics import dot, eps, safe_divide
 from jaxqn._typing import Array
 
-__all__ = ["has_curvature", "in_range", "powell_damping"]
+__all__ = ["has_curvature", "in_range", "powell_damping", "powell_fraction"]
 
 
 def has_curvature(ss: Array, sy: Array, yy: Array, *, rtol: float | None = None) -> Array:
@@ -79,7 +79,16 @@ def powell_damping(s: Array, y: Array, Hy: Array, *, theta: float = 0.2) -> Arra
     References:
       Nocedal & Wright, 2006, procedure 18.2, by duality (B, s, y) → (H, y, s).
     """
-    sy, yHy = dot(s, y), dot(y, Hy)
+    t = powell_fraction(dot(s, y), dot(y, Hy), theta)
+    return jnp.where(t < 1, t * s + (1 - t) * Hy, s)
+
+
+def powell_fraction(sy: Array, yHy: Array, theta: float) -> Array:
+    """The t of :func:`powell_damping` from sᵀy and yᵀH y; 1 when the curvature suffices.
+
+    Example:
+      >>> float(powell_fraction(jnp.float32(-1.0), jnp.float32(1.0), 0.25))
+      0.375
+    """
     short = sy < theta * yHy
-    t = jnp.where(short, safe_divide((1 - theta) * yHy, yHy - sy, short), jnp.ones_like(sy))
-    return jnp.where(short, t * s + (1 - t) * Hy, s)
+    return jnp.where(short, safe_divide((1 - theta) * yHy, yHy - sy, short), jnp.ones_like(sy))

@@ -1,12 +1,17 @@
 """The methods that go by a name."""
 
+from jaxqn.memory import lbfgs_memory
 from jaxqn.newton import corrected_newton
 from jaxqn.quasi_newton import METHODS as QUASI_NEWTON_METHODS
 from jaxqn.quasi_newton import QuasiNewton
 
 __all__ = ["METHODS", "method_by_name"]
 
-METHODS: dict[str, QuasiNewton] = {**QUASI_NEWTON_METHODS, "newton": corrected_newton()}
+METHODS: dict[str, QuasiNewton] = {
+    **QUASI_NEWTON_METHODS,
+    "lbfgs": lbfgs_memory(),
+    "newton": corrected_newton(),
+}
 """The methods :func:`jaxqn.minimize` knows by name."""
 
 

@@ -12,9 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxqn._checks import (
-    check_diagonal,
     check_hashable,
-    check_hess_inv0,
+    check_initial,
     check_state,
     check_values,
     check_x0,
@@ -118,8 +117,8 @@ def minimize(
         function object and pass data through ``args``: a new lambda per call compiles anew.
       x0: first point, a pytree of real floating arrays of one dtype.
       args: further arguments of ``fun``, pytrees of arrays.
-      method: a name ("osbfgs", "ssbfgs", "ssbroyden", "bfgs", "broyden", "dfp", "sr1", "newton") or
-        a :class:`jaxqn.QuasiNewton`.
+      method: a name ("osbfgs", "ssbfgs", "ssbroyden", "bfgs", "broyden", "dfp", "sr1", "lbfgs",
+        "newton") or a :class:`jaxqn.QuasiNewton`.
       linesearch: a :class:`jaxqn.LineSearch`; by default :func:`jaxqn.wolfe`.
       gtol: stop when the largest entry of the gradient is at most this. By default it is the
         fraction 1e-10 (float64) or eps (float32: 1.2e-7) of its value at ``x0``, which makes the
@@ -130,7 +129,8 @@ def minimize(
       maxfun: evaluations allowed in all, checked before every one; by default unlimited.
       has_aux: whether ``fun`` returns auxiliary data beside its value.
       hess_inv0: initial inverse Hessian over ravelled parameters, positive definite: a symmetric
-        matrix of shape ``(n, n)``, or a diagonal of shape ``(n,)``.
+        matrix of shape ``(n, n)``, or a diagonal of shape ``(n,)``. For a limited-memory method,
+        a diagonal as a pytree like ``x0``.
       state: ``result.state`` of an earlier call, to continue exactly where it stopped; ``x0`` then
         only gives the structure. Counters and budgets go on from there.
       callback: called after every iteration with the result so far; a true return value stops the
@@ -147,7 +147,8 @@ def minimize(
         wrong shape or not symmetric positive definite, an objective that is not scalar.
 
     Cost: one evaluation of value and gradient per trip, and O(n²) per iteration: one product with
-    H and the share of writing it (see :func:`jaxqn.dense`). Memory: n² + O(n).
+    H and the share of writing it (see :func:`jaxqn.dense`). Memory: n² + O(n). With "lbfgs", two
+    passes over a history of 20 vectors, which are not ravelled and stay sharded as ``x0`` is.
 
     Example:
       >>> import jax.numpy as jnp
@@ -166,10 +167,7 @@ def minimize(
     x0, dtype, n = check_x0(x0)
     check_hashable(fun)
     tol = _tolerances(dtype, n, gtol, ftol, xtol, maxiter, maxfun)
-    H0 = None
-    if hess_inv0 is not None:
-        dense = qn.dense
-        H0 = check_hess_inv0(hess_inv0, n, dtype) if dense else check_diagonal(hess_inv0, x0)
+    H0 = None if hess_inv0 is None else check_initial(hess_inv0, x0, qn.dense)
     if H0 is not None and qn.renew is not None:
         raise ValueError("hess_inv0 starts a quasi-Newton method; this one takes the Hessian at x0")
     begin = functools.partial(_start, objective=fun, qn=qn, linesearch=linesearch, has_aux=has_aux)

@@ -4,6 +4,12 @@ The same values that :func:`jaxqn.minimize` runs in its loop, behind optax's pro
 ``update`` per step, with the line search as a transformation of its own.
 """
 
+from jaxqn.transforms.limited_memory import (
+    ScaleByCorrectedAdamState,
+    scale_by_corrected_adam,
+    scale_by_lbfgs,
+    scale_by_lsr1,
+)
 from jaxqn.transforms.linesearch import (
     LinesearchInfo,
     ScaleByLinesearchState,
@@ -28,14 +34,18 @@ from jaxqn.transforms.spectral import (
 
 __all__ = [
     "LinesearchInfo",
+    "ScaleByCorrectedAdamState",
     "ScaleByLinesearchState",
     "ScaleByNewtonState",
     "ScaleByQuasiNewtonState",
     "ScaleBySpectralCorrectionState",
     "scale_by_bfgs",
     "scale_by_broyden",
+    "scale_by_corrected_adam",
     "scale_by_dfp",
+    "scale_by_lbfgs",
     "scale_by_linesearch",
+    "scale_by_lsr1",
     "scale_by_newton",
     "scale_by_osbfgs",
     "scale_by_quasi_newton",

@@ -16,6 +16,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from jaxqn import _stacks
+from jaxqn._checks import check_initial
 from jaxqn._typing import Array, ArrayTree
 from jaxqn.quasi_newton import QuasiNewton, dense
 from jaxqn.rules import (
@@ -67,7 +68,9 @@ class ScaleByQuasiNewtonState(NamedTuple):
     approx: Any
 
 
-def scale_by_quasi_newton(qn: QuasiNewton) -> optax.GradientTransformationExtraArgs:
+def scale_by_quasi_newton(
+    qn: QuasiNewton, *, hess_inv0: Any = None
+) -> optax.GradientTransformationExtraArgs:
     """Replace the gradient g by H g, with the approximation ``qn`` for the inverse Hessian H.
 
     Every call but the first corrects H by the pair s = params − previous, y = g − previous, and
@@ -78,7 +81,9 @@ def scale_by_quasi_newton(qn: QuasiNewton) -> optax.GradientTransformationExtraA
     whatever watches for it sees it, and changes no state.
 
     Args:
-      qn: the approximation, for instance ``dense(bfgs_rule)``.
+      qn: the approximation, for instance ``dense(bfgs_rule)`` or ``lbfgs_memory(10)``.
+      hess_inv0: initial inverse Hessian, positive definite; I by default. For a dense method as in
+        :func:`jaxqn.minimize`, for a limited-memory one a diagonal, a pytree like the parameters.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``: ``update(grads, state, params, **ignored)``.
@@ -115,12 +120,15 @@ def scale_by_quasi_newton(qn: QuasiNewton) -> optax.GradientTransformationExtraA
             float_dtypes(params)
         x = jax.tree.map(jnp.array, _vector(params, qn)[0])  # copies: no leaf may alias params
         zeros = jax.tree.map(jnp.zeros_like, x)
+        H0 = None
+        if hess_inv0 is not None:
+            H0 = check_initial(hess_inv0, x, qn.dense)
         return ScaleByQuasiNewtonState(
             count=jnp.zeros((), jnp.int32),
             params=x,
             updates=zeros,
             product=jax.tree.map(jnp.zeros_like, x),
-            approx=qn.init(x),
+            approx=qn.init(x) if H0 is None else qn.init(x, H0),
         )
 
     def update(
@@ -135,16 +143,17 @@ def scale_by_quasi_newton(qn: QuasiNewton) -> optax.GradientTransformationExtraA
                 "update(grads, state, params)"
             )
         searched = "value_fn" in extra_args
-        return once(_precondition, updates, state, params, qn=qn, searched=searched)
+        return once(precondition, updates, state, params, qn=qn, searched=searched)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 @functools.partial(jax.jit, static_argnames=("qn", "searched"))
-def _precondition(
+def precondition(
     updates: optax.Updates,
     state: ScaleByQuasiNewtonState,
     params: optax.Params,
+    H0: ArrayTree | None = None,
     *,
     qn: QuasiNewton,
     searched: bool,
@@ -164,13 +173,14 @@ def _precondition(
     stuck = later & ~moved & _every(_zero, y) & searched
     zeros = optax.tree.zeros_like(s)
     s, y = optax.tree.where(moved, s, zeros), optax.tree.where(moved, y, zeros)
-    approx, Hg = qn.advance(state.approx, s, y, g, state.product, finite)
+    start = {} if H0 is None else {"H0": H0}
+    approx, Hg = qn.advance(state.approx, s, y, g, state.product, finite, **start)
 
     # No descent, or none that was found: forget the curvature, and follow the gradient.
     (slope,) = _stacks.products((g, Hg))
     descent = (slope > 0) & _every(jnp.isfinite, Hg) & ~stuck
     approx = qn.reset(approx, finite & ~descent & ~_every(_zero, g))
-    Hg = optax.tree.where(descent, Hg, g)
+    Hg = optax.tree.where(descent, Hg, g if H0 is None else optax.tree.mul(H0, g))
     state = ScaleByQuasiNewtonState(
         count=state.count + finite.astype(jnp.int32),
         params=x,

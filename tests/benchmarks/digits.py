@@ -281,7 +281,8 @@ def print_tuning(name: str, row: dict) -> None:
 
 def spread_of(samples):
     """Standard deviation over the first axis, of a sample where there is more than one."""
-    return samples.std(0, ddof=1 if len(samples) > 1 else 0)
+    with np.errstate(invalid="ignore"):  # a run that diverged: the spread is NaN
+        return samples.std(0, ddof=1 if len(samples) > 1 else 0)
 
 
 def print_table(rows: dict) -> None:

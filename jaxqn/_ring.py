@@ -1,0 +1,333 @@
+"""The ring of pairs behind limited memory, and products with H in two reads of it.
+
+The pairs are stacks, leaf by leaf like the parameters. Nothing is ravelled, rolled or concatenated,
+so that every leaf stays sharded as it is; the order of age matters to m-by-m matrices of inner
+products only, which are kept up to date pair by pair. From these come p and w, and a product is
+
+    H g = H₀ (g − Y p) + S w.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxqn import _history
+from jaxqn._history import combine, dots, rounded, scaled, unscaled
+from jaxqn._numerics import eps, safe_divide
+from jaxqn._stacks import put, row, tree_dtype, vdot
+from jaxqn._typing import Array, ArrayTree
+from jaxqn.curvature import has_curvature
+from jaxqn.quasi_newton import QuasiNewton
+
+__all__ = ["Form", "Grams", "MemoryState", "limited_memory", "stored_pairs"]
+
+
+class MemoryState(NamedTuple):
+    """The newest m pairs, and what is known of them. H₀ = gamma · diag(start).
+
+    Attributes:
+      s: steps, a stack ``(m, *leaf.shape)``; its slots are written in turn.
+      y: gradient changes, likewise.
+      sy: sᵢᵀyⱼ by slot, shape ``(m, m)``; kept where pair i is no newer than pair j.
+      yy: yᵢᵀ diag(start) yⱼ, likewise.
+      ss: sᵢᵀ diag(start)⁻¹ sᵢ, shape ``(m,)``.
+      sg: sᵢᵀg and yᵢᵀ diag(start) g for the newest gradient g, shape ``(2, m)``: with them, Sᵀy and
+        YᵀH₀y are differences that need no pass of their own.
+      gg: gᵀ diag(start) g, shape ``()``; tells whether ``sg`` is of the gradient before y.
+      gamma: scale of H₀, shape ``()``; 1 where a ``start`` was given.
+      start: a diagonal like the parameters, or ``None`` for ones.
+      counts: pairs absorbed since the start or the last reset, pairs refused since the start, and
+        the slot to write next; int32, shape ``(3,)``.
+    """
+
+    s: ArrayTree
+    y: ArrayTree
+    sy: Array
+    yy: Array
+    ss: Array
+    sg: Array
+    gg: Array
+    gamma: Array
+    start: ArrayTree | None
+    counts: Array
+
+
+class Grams(NamedTuple):
+    """The m-by-m side, oldest pair first; zero for pairs that are missing.
+
+    Attributes:
+      sy: R = triu(SᵀY), shape ``(m, m)``.
+      yy: YᵀH₀Y, shape ``(m, m)``.
+      ss: diagonal of SᵀH₀⁻¹S, shape ``(m,)``.
+      valid: which pairs there are, shape ``(m,)``.
+    """
+
+    sy: Array
+    yy: Array
+    ss: Array
+    valid: Array
+
+
+class Form(NamedTuple):
+    """What one limited-memory method does with its pairs.
+
+    Attributes:
+      scale: gamma is this times sᵀy/yᵀy of the newest pair with curvature.
+      accepts: ``(grams, curved) -> bool``, about the newest pair.
+      coefficients: ``(grams, Sᵀg, YᵀH₀g, gᵀH₀g) -> (p, w)``.
+      halves: ``(grams, Sᵀg) -> p`` and ``(grams, p, YᵀH₀(g − Y p)) -> w``, for any H₀; ``None``
+        for a method that has no such halves.
+    """
+
+    scale: float
+    accepts: Callable[[Grams, Array], Array]
+    coefficients: Callable[[Grams, Array, Array, Array], tuple[Array, Array]]
+    halves: tuple[Callable[..., Array], Callable[..., Array]] | None = None
+
+
+def limited_memory(form: Form, m: int, history_dtype: Any = None) -> QuasiNewton:
+    """A limited-memory approximation of that form; see ``lbfgs_memory``."""
+    if isinstance(m, bool) or not hasattr(m, "__index__"):
+        raise TypeError(f"m must be a whole number of pairs, but it is {m!r}")
+    if m < 1:
+        raise ValueError(f"m must be at least 1 pair, but it is {m}")
+    if history_dtype is not None and not jnp.issubdtype(history_dtype, jnp.floating):
+        raise TypeError(
+            "history_dtype must be a floating dtype such as jnp.bfloat16, but it is "
+            f"{history_dtype!r}"
+        )
+    return _verbs(form, int(m), None if history_dtype is None else jnp.dtype(history_dtype))
+
+
+@functools.cache
+def _verbs(form: Form, m: int, history_dtype: Any) -> QuasiNewton:
+    def init(x: ArrayTree, H0: ArrayTree | None = None) -> MemoryState:
+        if H0 is not None:
+            _check_diagonal(H0, x)
+            # A copy: no leaf may alias the caller's array.
+            H0 = jax.tree.map(lambda d, v: jnp.array(d, v.dtype), H0, x)
+        dtype = tree_dtype(x)
+        return MemoryState(
+            s=_history.empty_stack(m, x, history_dtype),
+            y=_history.empty_stack(m, x, history_dtype),
+            sy=jnp.zeros((m, m), dtype),
+            yy=jnp.zeros((m, m), dtype),
+            ss=jnp.zeros((m,), dtype),
+            sg=jnp.zeros((2, m), dtype),
+            gg=jnp.zeros((), dtype),
+            gamma=jnp.ones((), dtype),
+            start=H0,
+            counts=jnp.zeros((3,), jnp.int32),
+        )
+
+    def update(state: MemoryState, s: ArrayTree, y: ArrayTree) -> MemoryState:
+        s, y = rounded(s, state.s), rounded(y, state.y)
+        state, accepted = _absorb(form, state, s, y, _products(state, y))
+        # The gradient is not known here: the next one must not be taken for this one plus y.
+        return state._replace(gg=jnp.where(accepted, jnp.nan, state.gg))
+
+    def apply(state: MemoryState, g: ArrayTree, H0: Any = None) -> ArrayTree:
+        gg = vdot(g, scaled(state.start, g))
+        return _product(form, state, g, _products(state, g), gg, H0)
+
+    def advance(
+        state: MemoryState,
+        s: ArrayTree,
+        y: ArrayTree,
+        g: ArrayTree,
+        Hg: ArrayTree,
+        moved: Array,
+        H0: Any = None,
+    ) -> tuple[MemoryState, ArrayTree]:
+        s, y = rounded(s, state.s), rounded(y, state.y)
+        # Unbatched, a refused trial reads nothing; under vmap this is a select between m-vectors.
+        sg = jax.lax.cond(moved, lambda: _products(state, g), lambda: state.sg)
+        Dg = scaled(state.start, g)
+        gg, new_sg = vdot(g, Dg), jnp.stack([vdot(s, g), vdot(y, Dg)])
+        known = jnp.zeros((), bool)
+        if _history.is_exact(state.y, y):
+            yy = vdot(y, scaled(state.start, y))
+            known = _same_gradient(state.gg, gg, new_sg[1], yy)
+        # A loop of at most one trip, not a cond: under vmap it runs only when some lane has to.
+        _, change = jax.lax.while_loop(
+            lambda carry: carry[0],
+            lambda carry: (jnp.zeros_like(carry[0]), _products(state, y)),
+            (moved & ~known, sg - state.sg),
+        )
+        new = jnp.arange(m, dtype=jnp.int32) == state.counts[2]
+        state, accepted = _absorb(form, state, s, y, change)
+        sg = jnp.where((accepted & new)[None], new_sg[:, None], sg)
+        state = state._replace(sg=sg, gg=jnp.where(moved, gg, state.gg))
+        Hg = jax.lax.cond(moved, lambda: _product(form, state, g, sg, gg, H0), lambda: Hg)
+        return state, Hg
+
+    def reset(state: MemoryState, when: Array) -> MemoryState:
+        none_absorbed = state.counts * jnp.array([0, 1, 1], state.counts.dtype)
+        return state._replace(
+            gamma=jnp.where(when, jnp.ones_like(state.gamma), state.gamma),
+            counts=jnp.where(when, none_absorbed, state.counts),
+        )
+
+    return QuasiNewton(init, update, apply, advance, reset, dense=False)
+
+
+def _check_diagonal(H0: Any, x: ArrayTree) -> None:
+    shapes = [jax.tree.map(jnp.shape, tree) for tree in (H0, x)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            "the H0 of a limited-memory method is a diagonal like the parameters, with shapes "
+            f"{shapes[1]}, but it has {shapes[0]}: for instance jax.tree.map(jnp.ones_like, x)"
+        )
+
+
+def _same_gradient(old_gg: Array, gg: Array, yg: Array, yy: Array) -> Array:
+    """Whether ‖g − y‖² is what it was at the last gradient, up to rounding."""
+    drift = gg - 2 * yg + yy - old_gg
+    return jnp.abs(drift) <= eps(gg.dtype) ** 0.5 * (gg + yy)
+
+
+def _products(state: MemoryState, v: ArrayTree) -> Array:
+    """Sᵀv and Yᵀ diag(start) v by slot, shape ``(2, m)``: one read of the history."""
+    dtype = state.gg.dtype
+    return jnp.stack([dots(state.s, v, dtype), dots(state.y, scaled(state.start, v), dtype)])
+
+
+def _absorb(
+    form: Form, state: MemoryState, s: ArrayTree, y: ArrayTree, change: Array
+) -> tuple[MemoryState, Array]:
+    """Put a pair into the ring, given Sᵀy and YᵀH₀y: small leaves by masks, rows in place."""
+    slot = state.counts[2]
+    here = jnp.arange(state.ss.size, dtype=slot.dtype) == slot
+    ss = vdot(s, unscaled(state.start, s))
+    sy, yy = vdot(s, y), vdot(y, scaled(state.start, y))
+    curved = has_curvature(ss, sy, yy)
+    columns = jnp.where(here[None], jnp.stack([sy, yy])[:, None], change)
+    trial = state._replace(
+        sy=jnp.where(here[None], columns[0][:, None], state.sy),
+        yy=jnp.where(here[None], columns[1][:, None], state.yy),
+        ss=jnp.where(here, ss, state.ss),
+        counts=jnp.stack([state.counts[0] + 1, state.counts[1], (slot + 1) % here.size]),
+    )
+    if state.start is None:
+        gamma = form.scale * safe_divide(sy, yy, curved)
+        trial = trial._replace(gamma=jnp.where(curved, gamma, state.gamma))
+    # That the columns are finite is asked of every pair. It also puts the pass that made them
+    # before the writing of the rows, which then happens in place: no copy of the history.
+    accepted = form.accepts(_by_age(trial), curved) & jnp.all(jnp.isfinite(columns))
+    refused = (~accepted & (ss != 0)).astype(slot.dtype) * jnp.array([0, 1, 0], slot.dtype)
+
+    state = state._replace(
+        s=_put_where(accepted, state.s, slot, s),
+        y=_put_where(accepted, state.y, slot, y),
+        sy=jnp.where(accepted, trial.sy, state.sy),
+        yy=jnp.where(accepted, trial.yy, state.yy),
+        ss=jnp.where(accepted, trial.ss, state.ss),
+        gamma=jnp.where(accepted, trial.gamma, state.gamma),
+        counts=jnp.where(accepted, trial.counts, state.counts + refused),
+    )
+    return state, accepted
+
+
+@jax.custom_batching.custom_vmap
+def _put_where(condition: Array, stack: ArrayTree, slot: Array, vector: ArrayTree) -> ArrayTree:
+    """The stack with one row replaced where ``condition`` holds; nothing else is read or written.
+
+    In a batch, where a cond would be a select over the whole stack, the old row is written back.
+    """
+    return jax.lax.cond(condition, lambda: put(stack, slot, vector), lambda: stack)
+
+
+@_put_where.def_vmap
+def _put_where_batched(axis_size: int, batched: Any, *args: Any) -> tuple[ArrayTree, ArrayTree]:
+    def one(condition: Array, stack: ArrayTree, slot: Array, vector: ArrayTree) -> ArrayTree:
+        def of_leaf(new: Array, old: Array) -> Array:
+            return jnp.where(condition, new.astype(old.dtype), old)
+
+        return put(stack, slot, jax.tree.map(of_leaf, vector, row(stack, slot)))
+
+    in_axes = tuple(jax.tree.map(lambda along: 0 if along else None, batched))
+    out = jax.vmap(one, in_axes=in_axes, axis_size=axis_size)(*args)
+    return out, jax.tree.map(lambda _: True, out)
+
+
+def _ages(state: MemoryState) -> tuple[Array, Array]:
+    """The slots from the oldest to the newest pair, and which of them hold one."""
+    m = state.ss.size
+    rank = jnp.arange(m, dtype=jnp.int32)
+    return (state.counts[2] + rank) % m, rank >= m - state.counts[0]
+
+
+def _by_age(state: MemoryState) -> Grams:
+    slots, valid = _ages(state)
+    both = valid[:, None] & valid[None]
+
+    def triangle(table: Array) -> Array:
+        return jnp.triu(jnp.where(both, table[slots[:, None], slots[None]], 0))
+
+    yy = state.gamma * triangle(state.yy)
+    ss = jnp.where(valid, state.ss[slots], 0) / state.gamma
+    return Grams(triangle(state.sy), yy + jnp.triu(yy, 1).T, ss, valid)
+
+
+def _product(
+    form: Form, state: MemoryState, g: ArrayTree, sg: Array, gg: Array, H0: Any
+) -> ArrayTree:
+    """H g from Sᵀg and YᵀH₀g; with ``H0``, if any, in place of the state's."""
+    grams, (slots, valid) = _by_age(state), _ages(state)
+    by_slot = (jnp.arange(slots.size, dtype=slots.dtype) - state.counts[2]) % slots.size
+    a, b = jnp.where(valid[None], sg[:, slots], 0)
+
+    def less(v: ArrayTree, c: Array, stack: ArrayTree) -> ArrayTree:
+        mixed = combine(c[by_slot], stack, g)
+        return jax.tree.map(lambda v, u: v.astype(u.dtype) - u, v, mixed)
+
+    if H0 is None:
+        p, w = form.coefficients(grams, a, state.gamma * b, state.gamma * gg)
+        z = scaled(state.start, less(g, p, state.y))
+        z = jax.tree.map(lambda v: state.gamma.astype(v.dtype) * v, z)
+    elif form.halves is None:
+        raise TypeError("only L-BFGS takes an H0 for one product: give L-SR1 its H0 at init")
+    else:
+        first, second = form.halves
+        p = _finite(first(grams, a))
+        q = _like(less(g, p, state.y), g)
+        z = H0(q) if callable(H0) else scaled(H0, q)
+        b = jnp.where(valid, dots(state.y, z, b.dtype)[slots], 0)
+        w = _finite(second(grams, p, b))
+    return _like(less(z, -w, state.s), g)
+
+
+def _finite(c: Array) -> Array:
+    """The coefficients, or none of them where one is not finite."""
+    return jnp.where(jnp.all(jnp.isfinite(c)), c, 0)
+
+
+def _like(v: ArrayTree, like: ArrayTree) -> ArrayTree:
+    return jax.tree.map(lambda a, b: a.astype(b.dtype), v, like)
+
+
+def stored_pairs(state: MemoryState) -> tuple[ArrayTree, ArrayTree, Array]:
+    """The pairs in memory, from the oldest to the newest.
+
+    Args:
+      state: of ``lbfgs_memory`` or ``lsr1_memory``.
+
+    Returns:
+      ``(S, Y, valid)``: stacks ``(m, *leaf.shape)``, and a mask ``(m,)``, false in front for pairs
+      that are missing; what their rows hold means nothing.
+
+    Cost: a copy of the history.
+
+    Example:
+      >>> from jaxqn.memory import lbfgs_memory
+      >>> qn, s = lbfgs_memory(m=2), jnp.array([1.0])
+      >>> S, Y, valid = stored_pairs(qn.update(qn.init(s), s, 2 * s))
+      >>> S[valid].tolist(), Y[valid].tolist()
+      ([[1.0]], [[2.0]])
+    """
+    slots, valid = _ages(state)
+    S, Y = (jax.tree.map(lambda leaf: leaf[slots], stack) for stack in (state.s, state.y))
+    return S, Y, valid

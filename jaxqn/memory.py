@@ -1,0 +1,108 @@
+"""L-BFGS: a limited memory of pairs, and BFGS in its inverse compact form."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax.scipy.linalg import solve_triangular
+
+from jaxqn._numerics import dot, eps
+from jaxqn._ring import Form, Grams, MemoryState, limited_memory, stored_pairs
+from jaxqn._typing import Array, ArrayTree
+from jaxqn.quasi_newton import QuasiNewton
+
+__all__ = ["MemoryState", "inverse_hessian_product", "lbfgs_memory", "stored_pairs"]
+
+
+def lbfgs_memory(m: int = 10, *, history_dtype: Any = None) -> QuasiNewton:
+    """L-BFGS: the inverse BFGS matrix of the newest m pairs, from H₀ = gamma I.
+
+        H = H₀ + [S  H₀Y] [[R⁻ᵀ(D + YᵀH₀Y)R⁻¹, −R⁻ᵀ], [−R⁻¹, 0]] [S  H₀Y]ᵀ,
+        R = triu(SᵀY),   D = diag(SᵀY),   gamma = sᵀy/yᵀy of the newest pair.
+
+    Refuses a pair without enough curvature (``has_curvature``), so that H stays positive definite;
+    where rounding may hide the sign of gᵀH g, the product is H₀ g. An H0 given to ``init`` is a
+    positive diagonal like the parameters; it is not rescaled, and ``reset`` returns to it.
+    ``apply`` and ``advance`` take a keyword ``H0``, too, in place of H₀ for that product: such a
+    diagonal, or any linear, positive definite function of a vector.
+
+    Args:
+      m: pairs to keep.
+      history_dtype: dtype of the pairs in memory, for instance ``jnp.bfloat16`` to halve it; by
+        default that of the parameters. H is the matrix of the rounded pairs.
+
+    Returns:
+      A :class:`jaxqn.QuasiNewton` over pytrees. Memory: 2 m n numbers.
+
+    Raises:
+      TypeError: ``m`` is not a whole number, or ``history_dtype`` is no floating dtype.
+      ValueError: ``m`` is less than 1; at ``init``, H0 is not like the parameters.
+
+    Cost: ``apply`` reads the history twice. So does ``advance``, where y is the change since the
+    gradient of the last ``advance``; otherwise, or with a rounded history, it reads it three times.
+    An ``H0`` for one product adds half a read to ``advance``. Sharded, an ``advance`` is one round
+    of reductions; with such an ``H0``, two.
+
+    Example:
+      >>> qn = lbfgs_memory(m=5)
+      >>> s, y = jnp.array([1.0, 0.0]), jnp.array([2.0, 0.0])
+      >>> state = qn.update(qn.init(s), s, y)
+      >>> qn.apply(state, jnp.array([2.0, 2.0])).tolist()
+      [1.0, 1.0]
+
+    References:
+      Byrd, Nocedal & Schnabel, Mathematical Programming 63 (1994), theorem 2.2; Nocedal & Wright,
+      Numerical Optimization, 2nd ed., 2006, section 7.2.
+    """
+    return limited_memory(_FORM, m, history_dtype)
+
+
+def inverse_hessian_product(state: MemoryState, v: ArrayTree) -> ArrayTree:
+    """H v for a state of :func:`lbfgs_memory`, whatever its m: the ``apply`` of that method.
+
+    Args:
+      state: of :func:`lbfgs_memory`; one of ``lsr1_memory`` needs the ``apply`` of its own.
+      v: a vector like the parameters.
+
+    Cost: two reads of the history.
+
+    Example:
+      >>> qn, s = lbfgs_memory(m=2), jnp.array([1.0])
+      >>> inverse_hessian_product(qn.update(qn.init(s), s, 2 * s), 2 * s).tolist()
+      [1.0]
+    """
+    return lbfgs_memory(state.ss.size).apply(state, v)
+
+
+def _accepts(grams: Grams, curved: Array) -> Array:
+    del grams
+    return curved
+
+
+def _triangle(grams: Grams) -> Array:
+    """R, with ones on the diagonal for missing pairs."""
+    return grams.sy + jnp.diag((~grams.valid).astype(grams.sy.dtype))
+
+
+def _first(grams: Grams, a: Array) -> Array:
+    """R⁻¹ Sᵀg = p."""
+    return solve_triangular(_triangle(grams), a)
+
+
+def _second(grams: Grams, p: Array, b: Array) -> Array:
+    """R⁻ᵀ(D p − YᵀH₀(g − Y p)) = w."""
+    return solve_triangular(_triangle(grams), jnp.diagonal(grams.sy) * p - b, trans=1)
+
+
+def _coefficients(grams: Grams, a: Array, b: Array, gg: Array) -> tuple[Array, Array]:
+    """The halves with YᵀH₀Y known; zero where rounding may hide the sign of gᵀH g."""
+    p = _first(grams, a)
+    w = _second(grams, p, b - dot(grams.yy, p))
+    # gᵀH g, and the norms (those of H₀ and of H₀⁻¹) of what H g is the sum of.
+    gHg = gg + (dot(a, w) - dot(b, p))
+    sizes = dot(jnp.abs(w), jnp.sqrt(grams.ss)) + jnp.sqrt(gg)
+    sizes += dot(jnp.abs(p), jnp.sqrt(jnp.diagonal(grams.yy)))
+    certain = (gHg > 4 * eps(gg.dtype) * jnp.sqrt(gg) * sizes) & jnp.isfinite(sizes)
+    return jnp.where(certain, p, 0), jnp.where(certain, w, 0)
+
+
+_FORM = Form(1.0, _accepts, _coefficients, (_first, _second))
