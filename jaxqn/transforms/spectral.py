@@ -58,7 +58,7 @@ class Options(NamedTuple):
 def scale_by_spectral_correction(
     rank: int = 2,
     *,
-    every: int = 100,
+    every: int = 1000,
     which: Which = "largest",
     floor: float = 0.01,
     tol: float = 0.1,
@@ -77,10 +77,12 @@ def scale_by_spectral_correction(
     directions steps grow as Newton's do, by 1/``floor`` at most. P is positive definite, and
     multiplying the objective by a constant does not change it.
 
-    Where it pays: where a few steep directions limit the learning rate and last from one
-    computation to the next. With a learning rate tuned for each, and the products counted, the
-    defaults made SGD with momentum four times better on a small CNN of digits, at batches of 128;
-    they did not pay on a small RNN, nor after Adam or plain SGD (see ``tests/benchmarks/digits``).
+    Where it pays: where a few steep directions limit the learning rate and last. On batches of 128
+    digits, at equal budgets with the products counted and a learning rate tuned for each, the
+    defaults made SGD with momentum several times better on a small CNN, by bearing the first steps
+    at a higher rate (a linear warm-up bears them too); they did not pay on a small RNN, nor after
+    Adam or plain SGD. Eigenvectors of one batch are hardly those of the next, so renewing them
+    often cost more than it gained (``python -m tests.benchmarks digits``).
 
     Args:
       rank: eigenpairs to correct.
