@@ -64,6 +64,8 @@ def combine(c: Array, stack: ArrayTree, like: ArrayTree) -> ArrayTree:
         wide = tree_dtype((rows, v))
         if rows.dtype == wide and c.size > MANY:
             return jnp.tensordot(c.astype(wide), rows, axes=1, precision=HIGHEST)
+        if rows.dtype != wide:  # lest wide rows be kept from the inner products before
+            rows = jax.lax.optimization_barrier(rows)
         # Term by term, so that the compiler makes one pass of this and all that is done with it.
         terms = [
             scalar.astype(wide) * jax.lax.index_in_dim(rows, i, keepdims=False).astype(wide)

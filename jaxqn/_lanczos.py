@@ -85,10 +85,7 @@ def _initial(plan: Plan, like: ArrayTree, start: ArrayTree | None) -> Round:
     dtype = _stacks.tree_dtype(like)
 
     def empty(leaf: Array) -> Array:
-        # Zeros, but computed from the leaf, so that the stack is sharded as it is.
-        zero = jnp.where(jnp.isfinite(leaf), 0 * leaf, 0)
-        zero = zero.astype(_stacks.tree_dtype(leaf))
-        return jnp.broadcast_to(zero, (plan.m, *leaf.shape))
+        return jnp.zeros((plan.m, *leaf.shape), _stacks.tree_dtype(leaf))
 
     empties = jax.tree.map(empty, like)
     basis = Basis(

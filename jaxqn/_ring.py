@@ -125,7 +125,7 @@ def _verbs(form: Form, m: int, history_dtype: Any) -> QuasiNewton:
 
     def update(state: MemoryState, s: ArrayTree, y: ArrayTree) -> MemoryState:
         s, y = rounded(s, state.s), rounded(y, state.y)
-        state, accepted = _absorb(form, state, s, y, _products(state, y))
+        state, accepted = _absorb(form, state, s, y, _squares(state, s, y), _products(state, y))
         # The gradient is not known here: the next one must not be taken for this one plus y.
         return state._replace(gg=jnp.where(accepted, jnp.nan, state.gg))
 
@@ -143,14 +143,21 @@ def _verbs(form: Form, m: int, history_dtype: Any) -> QuasiNewton:
         H0: Any = None,
     ) -> tuple[MemoryState, ArrayTree]:
         s, y = rounded(s, state.s), rounded(y, state.y)
-        # Unbatched, a refused trial reads nothing; under vmap this is a select between m-vectors.
-        sg = jax.lax.cond(moved, lambda: _products(state, g), lambda: state.sg)
-        Dg = scaled(state.start, g)
-        gg, new_sg = vdot(g, Dg), jnp.stack([vdot(s, g), vdot(y, Dg)])
+
+        def measured() -> tuple[Array, ...]:
+            Dg = scaled(state.start, g)
+            own = jnp.stack([vdot(s, g), vdot(y, Dg)])
+            return _products(state, g), own, vdot(g, Dg), _squares(state, s, y)
+
+        def unmoved() -> tuple[Array, ...]:
+            zeros = jnp.zeros((3,), state.gg.dtype)
+            return state.sg, zeros[:2], state.gg, zeros
+
+        # Unbatched, a refused trial reads nothing; under vmap these are selects between m-vectors.
+        sg, own, gg, squares = jax.lax.cond(moved, measured, unmoved)
         known = jnp.zeros((), bool)
         if _history.is_exact(state.y, y):
-            yy = vdot(y, scaled(state.start, y))
-            known = _same_gradient(state.gg, gg, new_sg[1], yy)
+            known = _same_gradient(state.gg, gg, own[1], squares[2])
         # A loop of at most one trip, not a cond: under vmap it runs only when some lane has to.
         _, change = jax.lax.while_loop(
             lambda carry: carry[0],
@@ -158,11 +165,10 @@ def _verbs(form: Form, m: int, history_dtype: Any) -> QuasiNewton:
             (moved & ~known, sg - state.sg),
         )
         new = jnp.arange(m, dtype=jnp.int32) == state.counts[2]
-        state, accepted = _absorb(form, state, s, y, change)
-        sg = jnp.where((accepted & new)[None], new_sg[:, None], sg)
-        state = state._replace(sg=sg, gg=jnp.where(moved, gg, state.gg))
+        state, accepted = _absorb(form, state, s, y, squares, change)
+        sg = jnp.where((accepted & new)[None], own[:, None], sg)
         Hg = jax.lax.cond(moved, lambda: _product(form, state, g, sg, gg, H0), lambda: Hg)
-        return state, Hg
+        return state._replace(sg=sg, gg=gg), Hg
 
     def reset(state: MemoryState, when: Array) -> MemoryState:
         none_absorbed = state.counts * jnp.array([0, 1, 1], state.counts.dtype)
@@ -191,18 +197,23 @@ def _same_gradient(old_gg: Array, gg: Array, yg: Array, yy: Array) -> Array:
 
 def _products(state: MemoryState, v: ArrayTree) -> Array:
     """Sᵀv and Yᵀ diag(start) v by slot, shape ``(2, m)``: one read of the history."""
-    dtype = state.gg.dtype
-    return jnp.stack([dots(state.s, v, dtype), dots(state.y, scaled(state.start, v), dtype)])
+    # Without the barrier XLA shares v between the stacks, which it does by storing it m times.
+    Dv = jax.lax.optimization_barrier(scaled(state.start, v))
+    return jnp.stack([dots(state.s, v, state.gg.dtype), dots(state.y, Dv, state.gg.dtype)])
+
+
+def _squares(state: MemoryState, s: ArrayTree, y: ArrayTree) -> Array:
+    """The products sᵀ diag(start)⁻¹ s, sᵀy and yᵀ diag(start) y of a pair, shape ``(3,)``."""
+    ss = vdot(s, unscaled(state.start, s))
+    return jnp.stack([ss, vdot(s, y), vdot(y, scaled(state.start, y))])
 
 
 def _absorb(
-    form: Form, state: MemoryState, s: ArrayTree, y: ArrayTree, change: Array
+    form: Form, state: MemoryState, s: ArrayTree, y: ArrayTree, squares: Array, change: Array
 ) -> tuple[MemoryState, Array]:
     """Put a pair into the ring, given Sᵀy and YᵀH₀y: small leaves by masks, rows in place."""
-    slot = state.counts[2]
+    slot, (ss, sy, yy) = state.counts[2], squares
     here = jnp.arange(state.ss.size, dtype=slot.dtype) == slot
-    ss = vdot(s, unscaled(state.start, s))
-    sy, yy = vdot(s, y), vdot(y, scaled(state.start, y))
     curved = has_curvature(ss, sy, yy)
     columns = jnp.where(here[None], jnp.stack([sy, yy])[:, None], change)
     trial = state._replace(

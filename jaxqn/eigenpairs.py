@@ -74,7 +74,8 @@ def eigenpairs(
     Args:
       product: ``v -> A v`` on pytrees like ``like``, linear and symmetric, which is not checked. It
         occurs once in the compiled program.
-      like: a pytree of floating arrays: structure, shapes, dtypes and sharding of the vectors.
+      like: a pytree of floating arrays, for the structure, the shapes and the dtypes of vectors;
+        they are sharded as the products are.
       k: number of pairs, at most n, the total size of ``like``.
       which: ``"smallest_magnitude"``, ``"smallest"`` (the most negative), ``"largest"`` or
         ``"largest_magnitude"``.
