@@ -125,7 +125,9 @@ def run(options: argparse.Namespace) -> None:
     best, params = compare_methods(iris, methods)
     correct, rows = _demo.correctly_classified(iris, params), iris.X.shape[0]
     say(f"\nThe fit of {best.method} puts {correct} of {rows} flowers in their own species.\n")
-    spread = resample(iris, params, best.method, options.resamples)
+    default = jaxqn.minimize.__kwdefaults__["method"]
+    chosen = default if default in methods else best.method
+    spread = resample(iris, params, chosen, options.resamples)
     if options.plot is not None:
         plot(options.plot, iris, spread, convergence(iris, methods))
         say(f"\nPlot written to {options.plot}.")

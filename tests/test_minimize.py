@@ -463,9 +463,10 @@ def test_one_objective_site_and_no_matrix_product(method, linesearch):
     solve = functools.partial(minimize, fun, method=method, linesearch=linesearch)
     jaxpr = jax.make_jaxpr(solve)(jnp.zeros(7)).jaxpr
     assert count(jaxpr, "marker") == 1
-    assert count(jaxpr, "while") == (2 if not isinstance(method, str) else 1)
+    # A panel is folded, and a history read once more, in loops of at most one trip.
+    assert count(jaxpr, "while") == (2 if method == "lbfgs" or not isinstance(method, str) else 1)
     products = product_shapes(jaxpr)
-    assert any((7, 7) in shapes for shapes in products)
+    assert any((7, 7) in shapes for shapes in products) == (method != "lbfgs")
     assert ((7, 7), (7, 7)) not in products
 
 

@@ -47,7 +47,7 @@ WORKLOADS = (
     "eigenpairs",
     "digits",
 )
-VERSIONS = ("jax", "jaxqn", "optax", "optimistix", "jaxopt", "scipy", "sif2jax")
+VERSIONS = ("jax", "jaxqn", "optax", "optimistix", "jaxopt", "scipy", "scikit-learn", "sif2jax")
 
 
 def parse(argv=None):
