@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxqn._numerics import HIGHEST, safe_divide
-from jaxqn._stacks import tree_dtype
+from jaxqn._stacks import put, row, tree_dtype
 from jaxqn._typing import Array, ArrayTree
 
 LARGE = 2**16
@@ -76,6 +76,28 @@ def combine(c: Array, stack: ArrayTree, like: ArrayTree) -> ArrayTree:
     return jax.tree.map(of_leaf, stack, like)
 
 
+@jax.custom_batching.custom_vmap
+def put_where(condition: Array, stack: ArrayTree, slot: Array, vector: ArrayTree) -> ArrayTree:
+    """The stack with one row replaced where ``condition`` holds; nothing else is read or written.
+
+    In a batch, where a cond would be a select over the whole stack, the old row is written back.
+    """
+    return jax.lax.cond(condition, lambda: put(stack, slot, vector), lambda: stack)
+
+
+@put_where.def_vmap
+def _put_where_batched(axis_size: int, batched: Any, *args: Any) -> tuple[ArrayTree, ArrayTree]:
+    def one(condition: Array, stack: ArrayTree, slot: Array, vector: ArrayTree) -> ArrayTree:
+        def of_leaf(new: Array, old: Array) -> Array:
+            return jnp.where(condition, new.astype(old.dtype), old)
+
+        return put(stack, slot, jax.tree.map(of_leaf, vector, row(stack, slot)))
+
+    in_axes = tuple(jax.tree.map(lambda along: 0 if along else None, batched))
+    out = jax.vmap(one, in_axes=in_axes, axis_size=axis_size)(*args)
+    return out, jax.tree.map(lambda _: True, out)
+
+
 def scaled(diagonal: ArrayTree | None, v: ArrayTree) -> ArrayTree:
     """diag(d) v; v itself without a diagonal."""
     if diagonal is None:
@@ -92,6 +114,21 @@ def unscaled(diagonal: ArrayTree | None, v: ArrayTree) -> ArrayTree:
         return safe_divide(a, d.astype(a.dtype), d > 0)
 
     return jax.tree.map(of_leaf, diagonal, v)
+
+
+def check_diagonal(H0: Any, x: ArrayTree) -> None:
+    """An H0 must be like the parameters."""
+    shapes = [jax.tree.map(jnp.shape, tree) for tree in (H0, x)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            "the H0 of a limited-memory method is a diagonal like the parameters, with shapes "
+            f"{shapes[1]}, but it has {shapes[0]}: for instance jax.tree.map(jnp.ones_like, x)"
+        )
+
+
+def cast_like(v: ArrayTree, like: ArrayTree) -> ArrayTree:
+    """Every leaf in the dtype of the other tree's."""
+    return jax.tree.map(lambda a, b: a.astype(b.dtype), v, like)
 
 
 def rounded(v: ArrayTree, stack: ArrayTree) -> ArrayTree:

@@ -14,15 +14,25 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxqn import _history
-from jaxqn._history import combine, dots, rounded, scaled, unscaled
+from jaxqn._history import (
+    cast_like,
+    check_diagonal,
+    combine,
+    dots,
+    empty_stack,
+    is_exact,
+    put_where,
+    rounded,
+    scaled,
+    unscaled,
+)
 from jaxqn._numerics import eps, safe_divide
-from jaxqn._stacks import put, row, tree_dtype, vdot
+from jaxqn._stacks import tree_dtype, vdot
 from jaxqn._typing import Array, ArrayTree
 from jaxqn.curvature import has_curvature
 from jaxqn.quasi_newton import QuasiNewton
 
-__all__ = ["Form", "Grams", "MemoryState", "limited_memory", "stored_pairs"]
+__all__ = ["Form", "Grams", "MemoryState", "ages", "limited_memory"]
 
 
 class MemoryState(NamedTuple):
@@ -106,13 +116,13 @@ def limited_memory(form: Form, m: int, history_dtype: Any = None) -> QuasiNewton
 def _verbs(form: Form, m: int, history_dtype: Any) -> QuasiNewton:
     def init(x: ArrayTree, H0: ArrayTree | None = None) -> MemoryState:
         if H0 is not None:
-            _check_diagonal(H0, x)
+            check_diagonal(H0, x)
             # A copy: no leaf may alias the caller's array.
             H0 = jax.tree.map(lambda d, v: jnp.array(d, v.dtype), H0, x)
         dtype = tree_dtype(x)
         return MemoryState(
-            s=_history.empty_stack(m, x, history_dtype),
-            y=_history.empty_stack(m, x, history_dtype),
+            s=empty_stack(m, x, history_dtype),
+            y=empty_stack(m, x, history_dtype),
             sy=jnp.zeros((m, m), dtype),
             yy=jnp.zeros((m, m), dtype),
             ss=jnp.zeros((m,), dtype),
@@ -156,7 +166,7 @@ def _verbs(form: Form, m: int, history_dtype: Any) -> QuasiNewton:
         # Unbatched, a refused trial reads nothing; under vmap these are selects between m-vectors.
         sg, own, gg, squares = jax.lax.cond(moved, measured, unmoved)
         known = jnp.zeros((), bool)
-        if _history.is_exact(state.y, y):
+        if is_exact(state.y, y):
             known = _same_gradient(state.gg, gg, own[1], squares[2])
         # A loop of at most one trip, not a cond: under vmap it runs only when some lane has to.
         _, change = jax.lax.while_loop(
@@ -178,15 +188,6 @@ def _verbs(form: Form, m: int, history_dtype: Any) -> QuasiNewton:
         )
 
     return QuasiNewton(init, update, apply, advance, reset, dense=False)
-
-
-def _check_diagonal(H0: Any, x: ArrayTree) -> None:
-    shapes = [jax.tree.map(jnp.shape, tree) for tree in (H0, x)]
-    if shapes[0] != shapes[1]:
-        raise ValueError(
-            "the H0 of a limited-memory method is a diagonal like the parameters, with shapes "
-            f"{shapes[1]}, but it has {shapes[0]}: for instance jax.tree.map(jnp.ones_like, x)"
-        )
 
 
 def _same_gradient(old_gg: Array, gg: Array, yg: Array, yy: Array) -> Array:
@@ -229,10 +230,9 @@ def _absorb(
     # before the writing of the rows, which then happens in place: no copy of the history.
     accepted = form.accepts(_by_age(trial), curved) & jnp.all(jnp.isfinite(columns))
     refused = (~accepted & (ss != 0)).astype(slot.dtype) * jnp.array([0, 1, 0], slot.dtype)
-
     state = state._replace(
-        s=_put_where(accepted, state.s, slot, s),
-        y=_put_where(accepted, state.y, slot, y),
+        s=put_where(accepted, state.s, slot, s),
+        y=put_where(accepted, state.y, slot, y),
         sy=jnp.where(accepted, trial.sy, state.sy),
         yy=jnp.where(accepted, trial.yy, state.yy),
         ss=jnp.where(accepted, trial.ss, state.ss),
@@ -242,29 +242,7 @@ def _absorb(
     return state, accepted
 
 
-@jax.custom_batching.custom_vmap
-def _put_where(condition: Array, stack: ArrayTree, slot: Array, vector: ArrayTree) -> ArrayTree:
-    """The stack with one row replaced where ``condition`` holds; nothing else is read or written.
-
-    In a batch, where a cond would be a select over the whole stack, the old row is written back.
-    """
-    return jax.lax.cond(condition, lambda: put(stack, slot, vector), lambda: stack)
-
-
-@_put_where.def_vmap
-def _put_where_batched(axis_size: int, batched: Any, *args: Any) -> tuple[ArrayTree, ArrayTree]:
-    def one(condition: Array, stack: ArrayTree, slot: Array, vector: ArrayTree) -> ArrayTree:
-        def of_leaf(new: Array, old: Array) -> Array:
-            return jnp.where(condition, new.astype(old.dtype), old)
-
-        return put(stack, slot, jax.tree.map(of_leaf, vector, row(stack, slot)))
-
-    in_axes = tuple(jax.tree.map(lambda along: 0 if along else None, batched))
-    out = jax.vmap(one, in_axes=in_axes, axis_size=axis_size)(*args)
-    return out, jax.tree.map(lambda _: True, out)
-
-
-def _ages(state: MemoryState) -> tuple[Array, Array]:
+def ages(state: MemoryState) -> tuple[Array, Array]:
     """The slots from the oldest to the newest pair, and which of them hold one."""
     m = state.ss.size
     rank = jnp.arange(m, dtype=jnp.int32)
@@ -272,7 +250,7 @@ def _ages(state: MemoryState) -> tuple[Array, Array]:
 
 
 def _by_age(state: MemoryState) -> Grams:
-    slots, valid = _ages(state)
+    slots, valid = ages(state)
     both = valid[:, None] & valid[None]
 
     def triangle(table: Array) -> Array:
@@ -287,7 +265,7 @@ def _product(
     form: Form, state: MemoryState, g: ArrayTree, sg: Array, gg: Array, H0: Any
 ) -> ArrayTree:
     """H g from Sᵀg and YᵀH₀g; with ``H0``, if any, in place of the state's."""
-    grams, (slots, valid) = _by_age(state), _ages(state)
+    grams, (slots, valid) = _by_age(state), ages(state)
     by_slot = (jnp.arange(slots.size, dtype=slots.dtype) - state.counts[2]) % slots.size
     a, b = jnp.where(valid[None], sg[:, slots], 0)
 
@@ -304,41 +282,13 @@ def _product(
     else:
         first, second = form.halves
         p = _finite(first(grams, a))
-        q = _like(less(g, p, state.y), g)
+        q = cast_like(less(g, p, state.y), g)
         z = H0(q) if callable(H0) else scaled(H0, q)
         b = jnp.where(valid, dots(state.y, z, b.dtype)[slots], 0)
         w = _finite(second(grams, p, b))
-    return _like(less(z, -w, state.s), g)
+    return cast_like(less(z, -w, state.s), g)
 
 
 def _finite(c: Array) -> Array:
     """The coefficients, or none of them where one is not finite."""
     return jnp.where(jnp.all(jnp.isfinite(c)), c, 0)
-
-
-def _like(v: ArrayTree, like: ArrayTree) -> ArrayTree:
-    return jax.tree.map(lambda a, b: a.astype(b.dtype), v, like)
-
-
-def stored_pairs(state: MemoryState) -> tuple[ArrayTree, ArrayTree, Array]:
-    """The pairs in memory, from the oldest to the newest.
-
-    Args:
-      state: of ``lbfgs_memory`` or ``lsr1_memory``.
-
-    Returns:
-      ``(S, Y, valid)``: stacks ``(m, *leaf.shape)``, and a mask ``(m,)``, false in front for pairs
-      that are missing; what their rows hold means nothing.
-
-    Cost: a copy of the history.
-
-    Example:
-      >>> from jaxqn.memory import lbfgs_memory
-      >>> qn, s = lbfgs_memory(m=2), jnp.array([1.0])
-      >>> S, Y, valid = stored_pairs(qn.update(qn.init(s), s, 2 * s))
-      >>> S[valid].tolist(), Y[valid].tolist()
-      ([[1.0]], [[2.0]])
-    """
-    slots, valid = _ages(state)
-    S, Y = (jax.tree.map(lambda leaf: leaf[slots], stack) for stack in (state.s, state.y))
-    return S, Y, valid

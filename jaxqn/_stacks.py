@@ -59,7 +59,7 @@ def products(*pairs: tuple[ArrayTree, ArrayTree]) -> list[Array]:
     vectors: dict[int, ArrayTree] = {id(v): v for pair in pairs for v in pair}
     order = {key: i for i, key in enumerate(vectors)}
     first = next(iter(vectors.values()))
-    if isinstance(first, jax.Array) and first.size <= 10_000:
+    if isinstance(first, jax.Array) and first.ndim == 1 and first.size <= 10_000:
         rows = jnp.stack(list(vectors.values()))
         table = jnp.dot(rows, rows.T, precision=HIGHEST)
         return [table[order[id(a)], order[id(b)]] for a, b in pairs]

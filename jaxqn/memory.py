@@ -2,11 +2,12 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 
-from jaxqn._numerics import dot, eps
-from jaxqn._ring import Form, Grams, MemoryState, limited_memory, stored_pairs
+from jaxqn._numerics import dot
+from jaxqn._ring import Form, Grams, MemoryState, ages, limited_memory
 from jaxqn._typing import Array, ArrayTree
 from jaxqn.quasi_newton import QuasiNewton
 
@@ -19,8 +20,8 @@ def lbfgs_memory(m: int = 10, *, history_dtype: Any = None) -> QuasiNewton:
         H = H₀ + [S  H₀Y] [[R⁻ᵀ(D + YᵀH₀Y)R⁻¹, −R⁻ᵀ], [−R⁻¹, 0]] [S  H₀Y]ᵀ,
         R = triu(SᵀY),   D = diag(SᵀY),   gamma = sᵀy/yᵀy of the newest pair.
 
-    Refuses a pair without enough curvature (``has_curvature``), so that H stays positive definite;
-    where rounding may hide the sign of gᵀH g, the product is H₀ g. An H0 given to ``init`` is a
+    Refuses a pair without enough curvature (``has_curvature``), so that H is positive definite. If
+    H g is out of range in the dtype at hand, the product is H₀ g. An H0 given to ``init`` is a
     positive diagonal like the parameters; it is not rescaled, and ``reset`` returns to it.
     ``apply`` and ``advance`` take a keyword ``H0``, too, in place of H₀ for that product: such a
     diagonal, or any linear, positive definite function of a vector.
@@ -54,6 +55,29 @@ def lbfgs_memory(m: int = 10, *, history_dtype: Any = None) -> QuasiNewton:
       Numerical Optimization, 2nd ed., 2006, section 7.2.
     """
     return limited_memory(_FORM, m, history_dtype)
+
+
+def stored_pairs(state: MemoryState) -> tuple[ArrayTree, ArrayTree, Array]:
+    """The pairs in memory, from the oldest to the newest.
+
+    Args:
+      state: of :func:`lbfgs_memory` or ``lsr1_memory``.
+
+    Returns:
+      ``(S, Y, valid)``: stacks ``(m, *leaf.shape)``, and a mask ``(m,)``, false in front for pairs
+      that are missing; what their rows hold means nothing.
+
+    Cost: a copy of the history.
+
+    Example:
+      >>> qn, s = lbfgs_memory(m=2), jnp.array([1.0])
+      >>> S, Y, valid = stored_pairs(qn.update(qn.init(s), s, 2 * s))
+      >>> S[valid].tolist(), Y[valid].tolist()
+      ([[1.0]], [[2.0]])
+    """
+    slots, valid = ages(state)
+    S, Y = (jax.tree.map(lambda leaf: leaf[slots], stack) for stack in (state.s, state.y))
+    return S, Y, valid
 
 
 def inverse_hessian_product(state: MemoryState, v: ArrayTree) -> ArrayTree:
@@ -94,15 +118,15 @@ def _second(grams: Grams, p: Array, b: Array) -> Array:
 
 
 def _coefficients(grams: Grams, a: Array, b: Array, gg: Array) -> tuple[Array, Array]:
-    """The halves with YᵀH₀Y known; zero where rounding may hide the sign of gᵀH g."""
+    """The halves with YᵀH₀Y known; zero where gᵀH g is not positive, or H g out of range."""
     p = _first(grams, a)
     w = _second(grams, p, b - dot(grams.yy, p))
-    # gᵀH g, and the norms (those of H₀ and of H₀⁻¹) of what H g is the sum of.
     gHg = gg + (dot(a, w) - dot(b, p))
-    sizes = dot(jnp.abs(w), jnp.sqrt(grams.ss)) + jnp.sqrt(gg)
-    sizes += dot(jnp.abs(p), jnp.sqrt(jnp.diagonal(grams.yy)))
-    certain = (gHg > 4 * eps(gg.dtype) * jnp.sqrt(gg) * sizes) & jnp.isfinite(sizes)
-    return jnp.where(certain, p, 0), jnp.where(certain, w, 0)
+    # Norms (those of H₀ and of H₀⁻¹) of the terms that add up to H g.
+    terms = dot(jnp.abs(w), jnp.sqrt(grams.ss))
+    terms += dot(jnp.abs(p), jnp.sqrt(jnp.diagonal(grams.yy)))
+    usable = (gHg > 0) & jnp.isfinite(gHg) & jnp.isfinite(terms)
+    return jnp.where(usable, p, 0), jnp.where(usable, w, 0)
 
 
 _FORM = Form(1.0, _accepts, _coefficients, (_first, _second))

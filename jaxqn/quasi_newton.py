@@ -41,7 +41,8 @@ class QuasiNewton(NamedTuple):
         new gradient and Hg the product of the old H with the old gradient g − y, so that
         H y = H g − Hg needs no product of its own. Where ``moved`` is false, s = y = 0 and the
         product is Hg already.
-      reset: ``(state, when) -> state`` with H = I where ``when`` holds.
+      reset: ``(state, when) -> state`` with H = I where ``when`` holds, or the diagonal that a
+        limited memory was given.
       dense: whether vectors must be flat arrays, since H is an n-by-n matrix.
       renew: ``(state, B) -> state`` with H made from the Hessian B at a new point, instead of
         ``advance``; ``None`` for methods that need no Hessian.

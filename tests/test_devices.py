@@ -106,6 +106,14 @@ def test_it_continues_on_another_number_of_devices(devices, alone):
     )
 
 
+@pytest.mark.parametrize("shape", [(), (6,), (2, 3), (3, 2, 1)])
+def test_parameters_of_any_shape(shape):
+    """A bare array is a vector, whatever its shape, and a scalar too."""
+    result = jaxqn.minimize(lambda x: jnp.sum(jnp.cosh(x - 1)), jnp.zeros(shape), method="lbfgs")
+    assert bool(result.success)
+    np.testing.assert_allclose(result.x, np.ones(shape), atol=1e-6)
+
+
 def test_two_processes():
     """A real distributed run of two processes on this machine, against one process alone."""
     with socket.socket() as free:
