@@ -5,6 +5,7 @@ resamples with one ``vmap`` and prints how uncertain each parameter is.
 """
 
 import argparse
+import inspect
 import importlib.util
 import os
 import sys
@@ -125,7 +126,7 @@ def run(options: argparse.Namespace) -> None:
     best, params = compare_methods(iris, methods)
     correct, rows = _demo.correctly_classified(iris, params), iris.X.shape[0]
     say(f"\nThe fit of {best.method} puts {correct} of {rows} flowers in their own species.\n")
-    default = jaxqn.minimize.__kwdefaults__["method"]
+    default = inspect.signature(jaxqn.minimize).parameters["method"].default
     chosen = default if default in methods else best.method
     spread = resample(iris, params, chosen, options.resamples)
     if options.plot is not None:
