@@ -5,8 +5,8 @@ resamples with one ``vmap`` and prints how uncertain each parameter is.
 """
 
 import argparse
-import inspect
 import importlib.util
+import inspect
 import os
 import sys
 from collections.abc import Iterable, Sequence
