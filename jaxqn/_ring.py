@@ -90,12 +90,14 @@ class Form(NamedTuple):
       coefficients: ``(grams, Sᵀg, YᵀH₀g, gᵀH₀g) -> (p, w)``.
       halves: ``(grams, Sᵀg) -> p`` and ``(grams, p, YᵀH₀(g − Y p)) -> w``, for any H₀; ``None``
         for a method that has no such halves.
+      state: the class of its states, by which one method's are told from the other's.
     """
 
     scale: float
     accepts: Callable[[Grams, Array], Array]
     coefficients: Callable[[Grams, Array, Array, Array], tuple[Array, Array]]
     halves: tuple[Callable[..., Array], Callable[..., Array]] | None = None
+    state: type[MemoryState] = MemoryState
 
 
 def limited_memory(form: Form, m: int, history_dtype: Any = None) -> QuasiNewton:
@@ -120,7 +122,7 @@ def _verbs(form: Form, m: int, history_dtype: Any) -> QuasiNewton:
             # A copy: no leaf may alias the caller's array.
             H0 = jax.tree.map(lambda d, v: jnp.array(d, v.dtype), H0, x)
         dtype = tree_dtype(x)
-        return MemoryState(
+        return form.state(
             s=empty_stack(m, x, history_dtype),
             y=empty_stack(m, x, history_dtype),
             sy=jnp.zeros((m, m), dtype),

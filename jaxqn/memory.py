@@ -84,8 +84,11 @@ def inverse_hessian_product(state: MemoryState, v: ArrayTree) -> ArrayTree:
     """H v for a state of :func:`lbfgs_memory`, whatever its m: the ``apply`` of that method.
 
     Args:
-      state: of :func:`lbfgs_memory`; one of ``lsr1_memory`` needs the ``apply`` of its own.
+      state: of :func:`lbfgs_memory`.
       v: a vector like the parameters.
+
+    Raises:
+      TypeError: the state is of another method, which has an ``apply`` of its own.
 
     Cost: two reads of the history.
 
@@ -94,6 +97,11 @@ def inverse_hessian_product(state: MemoryState, v: ArrayTree) -> ArrayTree:
       >>> inverse_hessian_product(qn.update(qn.init(s), s, 2 * s), 2 * s).tolist()
       [1.0]
     """
+    if type(state) is not MemoryState:
+        raise TypeError(
+            f"expected a state of jaxqn.lbfgs_memory, but it is a {type(state).__name__}: use the "
+            "apply of the method that made it"
+        )
     return lbfgs_memory(state.ss.size).apply(state, v)
 
 

@@ -14,12 +14,16 @@ import jax
 import jax.numpy as jnp
 
 from jaxqn._numerics import dot, eps, safe_divide
-from jaxqn._ring import Form, Grams, limited_memory
+from jaxqn._ring import Form, Grams, MemoryState, limited_memory
 from jaxqn._typing import Array
 from jaxqn.curvature import in_range
 from jaxqn.quasi_newton import QuasiNewton
 
 __all__ = ["lsr1_memory"]
+
+
+class SR1MemoryState(MemoryState):
+    """The same, of L-SR1."""
 
 
 def lsr1_memory(m: int = 10, *, history_dtype: Any = None) -> QuasiNewton:
@@ -98,4 +102,4 @@ def _coefficients(grams: Grams, a: Array, b: Array, gg: Array) -> tuple[Array, A
     return u, u
 
 
-_FORM = Form(0.5, _accepts, _coefficients)
+_FORM = Form(0.5, _accepts, _coefficients, state=SR1MemoryState)

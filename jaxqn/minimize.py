@@ -26,6 +26,7 @@ from jaxqn._checks import (
 from jaxqn._typing import Array, ArrayTree, Objective
 from jaxqn.linesearch import LineSearch, wolfe
 from jaxqn.loop import LoopState, Point, lowest, run, start
+from jaxqn.memory import MemoryState, stored_pairs
 from jaxqn.methods import method_by_name
 from jaxqn.quasi_newton import DenseState, QuasiNewton, inverse_hessian
 from jaxqn.termination import MESSAGES, Status, Tolerances, default_rtol
@@ -80,10 +81,24 @@ class MinimizeResult(NamedTuple):
         if not isinstance(self.state.approx, DenseState):
             raise ValueError(
                 "a limited-memory method has no matrix: multiply by it with "
-                "jaxqn.inverse_hessian_product(result.state.approx, v)"
+                "method.apply(result.state.approx, v), and divide by result.state.norms[0], the "
+                "unit in which the run measures gradients; or take result.pairs"
             )
         unit = self.state.norms[..., 0, None, None]
         return inverse_hessian(self.state.approx) / unit
+
+    @property
+    def pairs(self) -> tuple[ArrayTree, ArrayTree, Array]:
+        """The pairs of a limited-memory method, see :func:`jaxqn.stored_pairs`.
+
+        In the objective's own units, whereas the state holds gradients divided by the first one's
+        norm. Only for a single result.
+        """
+        if not isinstance(self.state.approx, MemoryState):
+            raise ValueError("a dense method keeps no pairs: its matrix is result.hess_inv")
+        S, Y, valid = stored_pairs(self.state.approx)
+        unit = self.state.norms[0]
+        return S, jax.tree.map(lambda y: unit.astype(y.dtype) * y, Y), valid
 
 
 def minimize(

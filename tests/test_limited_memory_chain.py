@@ -204,11 +204,32 @@ def test_a_batch_of_chains():
         np.testing.assert_allclose(actual, flat(last(scale)), rtol=1e-9)
 
 
+@pytest.mark.parametrize("c", [1e-6, 1.0, 1e6])
+def test_the_drivers_pairs_have_the_objectives_units(c):
+    """y = c B s for a quadratic c xᵀB x/2, whatever unit the run measured gradients in."""
+    matrix = jnp.asarray(B)
+    result = jaxqn.minimize(
+        lambda x, c: 0.5 * c * x @ matrix @ x, jnp.arange(1.0, 5.0), (c,), method="lbfgs"
+    )
+    S, Y, valid = (np.asarray(part) for part in result.pairs)
+    assert valid.sum() > 2
+    expected = c * S[valid] @ B
+    np.testing.assert_allclose(Y[valid], expected, rtol=1e-6, atol=1e-9 * np.abs(expected).max())
+    s, y = S[valid][-1], Y[valid][-1]
+    product = jaxqn.inverse_hessian_product(result.state.approx, jnp.asarray(y))
+    np.testing.assert_allclose(product / result.state.norms[0], s, rtol=1e-6)
+    with pytest.raises(ValueError, match="hess_inv"):
+        _ = jaxqn.minimize(rosenbrock, jnp.ones(2), method="bfgs").pairs
+
+
 def test_errors():
     with pytest.raises(ValueError, match="b2"):
         jaxqn.scale_by_corrected_adam(b2=1.0)
     with pytest.raises(ValueError, match="eps"):
         jaxqn.scale_by_corrected_adam(eps=0.0)
+    other = jaxqn.lsr1_memory(3)
+    with pytest.raises(TypeError, match="SR1MemoryState: use the apply of the method"):
+        jaxqn.inverse_hessian_product(other.init(jnp.ones(2)), jnp.ones(2))
     with pytest.raises(ValueError, match="m must be at least 1"):
         jaxqn.scale_by_lbfgs(0)
     transform = jaxqn.scale_by_corrected_adam()
@@ -220,5 +241,5 @@ def test_errors():
         jaxqn.scale_by_lbfgs(hess_inv0=jnp.zeros(2)).init(jnp.ones(2))
     with pytest.raises(ValueError, match="pytree like x0"):
         jaxqn.minimize(rosenbrock, jnp.ones(2), method="lbfgs", hess_inv0={"a": jnp.ones(2)})
-    with pytest.raises(ValueError, match="inverse_hessian_product"):
+    with pytest.raises(ValueError, match="limited-memory method has no matrix"):
         _ = jaxqn.minimize(rosenbrock, jnp.ones(2), method="lbfgs").hess_inv

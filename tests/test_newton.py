@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from benchmarks.newton import least_squares, logistic, saddle
 from programs import TraceCounter, count, marked, product_shapes
 
 import jaxqn
@@ -19,19 +20,6 @@ RANK_DEFICIENT = np.column_stack([TALL, TALL[:, 0]])  # the last column repeats 
 TARGETS = RNG.normal(size=30)
 SEPARABLE = RNG.normal(size=(40, 3))
 LABELS = np.sign(SEPARABLE[:, 0] + 0.2 * SEPARABLE[:, 1])
-
-
-def saddle(x):
-    """A saddle at 0, minima at (0, ±√½) of value −1/4; the second entry starts near 0."""
-    return x[0] ** 2 - x[1] ** 2 + x[1] ** 4
-
-
-def least_squares(w, A, b):
-    return 0.5 * jnp.sum((A @ w - b) ** 2)
-
-
-def logistic(w, X, labels):
-    return jnp.mean(jnp.logaddexp(jnp.zeros_like(labels), -labels * (X @ w)))
 
 
 def plain_newton(fun, x, *args, steps):
