@@ -17,7 +17,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from jaxqn import Status, minimize
-from jaxqn._numerics import inf_norm
+from jaxqn._stacks import inf_norm
 from jaxqn._typing import Array, ArrayTree
 
 PENALTY = 1e-3

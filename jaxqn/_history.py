@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxqn._numerics import HIGHEST, safe_divide
-from jaxqn._stacks import put, row, tree_dtype
+from jaxqn._stacks import pooled, put, row, tree_dtype
 from jaxqn._typing import Array, ArrayTree
 
 LARGE = 2**16
@@ -42,7 +42,8 @@ def empty_stack(rows: int, like: ArrayTree, dtype: Any = None) -> ArrayTree:
 
 def dots(stack: ArrayTree, vector: ArrayTree, dtype: Any) -> Array:
     """Inner products of every row with a vector, shape ``(k,)``: one pass over the stack."""
-    few = len(jax.tree.leaves(vector)) <= FEW
+    stacks, vectors = pooled(stack, 1), pooled(vector)
+    few = len(vectors) <= FEW
 
     def of_leaf(rows: Array, v: Array) -> Array:
         wide = tree_dtype((rows, v))
@@ -53,7 +54,7 @@ def dots(stack: ArrayTree, vector: ArrayTree, dtype: Any) -> Array:
             out = jnp.sum(rows.astype(wide) * v.astype(wide)[None], axis=range(1, rows.ndim))
         return out.astype(dtype)
 
-    return functools.reduce(operator.add, jax.tree.leaves(jax.tree.map(of_leaf, stack, vector)))
+    return functools.reduce(operator.add, map(of_leaf, stacks, vectors))
 
 
 def combine(c: Array, stack: ArrayTree, like: ArrayTree) -> ArrayTree:

@@ -7,7 +7,7 @@ information does not survive that, so every product here asks for ``Precision.HI
 import jax
 import jax.numpy as jnp
 
-from jaxqn._typing import Array, ArrayTree
+from jaxqn._typing import Array
 
 HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -21,12 +21,6 @@ def safe_divide(numerator: Array, denominator: Array, where: Array) -> Array:
     """``numerator / denominator`` where ``where`` holds, else 0; a masked value divides nothing."""
     quotient = numerator / jnp.where(where, denominator, jnp.ones_like(denominator))
     return jnp.where(where, quotient, jnp.zeros_like(quotient))
-
-
-def inf_norm(tree: ArrayTree) -> Array:
-    """Largest magnitude of any entry of a pytree; NaN if any entry is NaN."""
-    leaves = [jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(tree)]
-    return leaves[0] if len(leaves) == 1 else jnp.max(jnp.stack(leaves))
 
 
 def eps(dtype: jax.typing.DTypeLike) -> float:

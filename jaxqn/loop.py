@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxqn import _stacks
-from jaxqn._numerics import eps, inf_norm
+from jaxqn._numerics import eps
 from jaxqn._typing import Array, ArrayTree
 from jaxqn.linesearch import LineSearch
 from jaxqn.linesearch.conditions import rounding_noise
 from jaxqn.quasi_newton import QuasiNewton
-from jaxqn.termination import Status, Tolerances, assess
+from jaxqn.termination import Status, Tolerances, assess, within_gtol
 
 __all__ = ["LoopState", "Point", "lowest", "run", "start", "trip"]
 
@@ -27,6 +27,35 @@ __all__ = ["LoopState", "Point", "lowest", "run", "start", "trip"]
 def select(condition: Array, this: Any, that: Any) -> Any:
     """``this`` where ``condition`` holds, else ``that``, leaf by leaf."""
     return jax.tree.map(functools.partial(jnp.where, condition), this, that)
+
+
+def rarely(condition: Array, usual: Any, change: Callable[[Any], Any], *, long: bool) -> Any:
+    """``change(usual)`` where ``condition`` holds, else ``usual``.
+
+    Around long vectors this is a loop of at most one trip: they stay where they are and nothing is
+    read or written, in a batch as long as no lane asks. Around short ones it is a select, which
+    compiles in less time.
+    """
+    if not long:
+        return select(condition, change(usual), usual)
+    _, usual = jax.lax.while_loop(
+        lambda carry: carry[0],
+        lambda carry: (jnp.zeros_like(condition), change(carry[1])),
+        (condition, usual),
+    )
+    return usual
+
+
+def only(condition: Array, compute: Callable[[], Array], known: Array, *, long: bool) -> Array:
+    """``compute()``, a pass over long vectors, only where ``condition`` holds, else ``known``."""
+    if not long:
+        return jnp.where(condition, compute(), known)
+    return jax.lax.cond(condition, compute, lambda: known)
+
+
+def along(x: ArrayTree, alpha: Array, Hg: ArrayTree) -> ArrayTree:
+    """The point x − alpha H g."""
+    return jax.tree.map(lambda x, d: x - alpha * d, x, Hg)
 
 
 class Point(NamedTuple):
@@ -45,8 +74,28 @@ class Point(NamedTuple):
     aux: Any
 
 
+class Trial(NamedTuple):
+    """A point on the line x − alpha H g, which alpha gives back.
+
+    Attributes:
+      alpha: step length, shape ``()``.
+      f: value, shape ``()``.
+      g: gradient, like the parameters.
+      aux: auxiliary output of the objective, or ``None``.
+    """
+
+    alpha: Array
+    f: Array
+    g: ArrayTree
+    aux: Any
+
+
 class LoopState(NamedTuple):
     """Everything the loop carries; enough to continue a run exactly.
+
+    Gradients are held over a unit that keeps their squares in range, and H times it. The unit is
+    the power of two next to the largest entry of the first gradient, so that it changes no digit;
+    it is 1 where an H0 was given.
 
     Attributes:
       point: the current point.
@@ -55,16 +104,14 @@ class LoopState(NamedTuple):
       search: state of the line search.
       approx: state of the inverse-Hessian approximation.
       steepest: whether the direction is the negative gradient.
-      norms: shape ``(4,)``: the unit in which the approximation measures gradients, and the largest
-        entry of the gradient at the first point, at the current one, and where it was smallest.
-        The unit is the first of these norms, or 1 where an H0 was given; it keeps the squares of
-        gradients in range. H is held times the unit.
+      norms: shape ``(5,)``: the unit; the largest entry of the gradient at the first point, at the
+        current one, and where it was smallest; the slope −gᵀH g along the direction.
       counts: steps taken, evaluations, and steps in a row without progress; int32, shape ``(3,)``.
       status: :class:`jaxqn.Status`, int32.
     """
 
     point: Point
-    best: Point
+    best: Trial
     Hg: ArrayTree
     search: Any
     approx: Any
@@ -72,6 +119,30 @@ class LoopState(NamedTuple):
     norms: Array
     counts: Array
     status: Array
+
+
+def is_short(s: ArrayTree, x: ArrayTree, xtol: Array) -> Array:
+    """Whether ‖s‖ ≤ xtol ‖x‖."""
+    ss, xx = _stacks.products((s, s), (x, x))
+    return ss <= xtol**2 * xx
+
+
+def power_of_two(size: Array) -> Array:
+    """The power of two next to a size, within what can be inverted; 1 for zero and NaN."""
+    info = jnp.finfo(size.dtype)
+    power = jax.lax.reduce_precision(size, exponent_bits=info.nexp, mantissa_bits=0)
+    return jnp.where(size > 0, jnp.clip(power, info.tiny, info.max / 4), 1)
+
+
+def in_unit(first: Array, unit: Array, g: ArrayTree) -> tuple[Array, ArrayTree]:
+    """The unit that the first gradient sets, unless one was given, and that gradient over it."""
+    unit = jnp.where(unit > 0, unit, power_of_two(_stacks.inf_norm(g)))
+    return unit, jax.tree.map(lambda g: jnp.where(first, g / unit, g), g)
+
+
+def recover(x: ArrayTree, best: Trial, Hg: ArrayTree) -> Point:
+    """The trial as a point."""
+    return Point(along(x, best.alpha, Hg), best.f, best.g, best.aux)
 
 
 def first_step(f: Array, g_length: Array) -> Array:
@@ -86,17 +157,16 @@ def first_step(f: Array, g_length: Array) -> Array:
 def start(x: ArrayTree, aux: Any, qn: QuasiNewton, linesearch: LineSearch, H0: Any) -> LoopState:
     """The state before anything is evaluated: the first trip evaluates x itself."""
     dtype, zeros = _stacks.tree_dtype(x), jax.tree.map(jnp.zeros_like, x)
-    zero, one = jnp.zeros((), dtype), jnp.ones((), dtype)
-    nowhere = Point(x, f=jnp.full((), jnp.inf, dtype), g=zeros, aux=aux)
+    zero, one, inf = jnp.zeros((), dtype), jnp.ones((), dtype), jnp.full((), jnp.inf, dtype)
     return LoopState(
-        point=nowhere,
-        best=nowhere,
+        point=Point(x, f=inf, g=zeros, aux=aux),
+        best=Trial(alpha=zero, f=inf, g=zeros, aux=aux),
         Hg=zeros,
         search=linesearch.init(zero, -one, one),
         approx=qn.init(x, H0),
         steepest=jnp.array(H0 is None and qn.renew is None),
         # A unit of 0 is yet to be taken from the first gradient.
-        norms=jnp.array([0 if H0 is None else 1, jnp.inf, jnp.inf, jnp.inf], dtype),
+        norms=jnp.array([0 if H0 is None else 1, jnp.inf, jnp.inf, jnp.inf, -1], dtype),
         counts=jnp.zeros((3,), jnp.int32),
         status=jnp.int32(Status.RUNNING),
     )
@@ -104,64 +174,82 @@ def start(x: ArrayTree, aux: Any, qn: QuasiNewton, linesearch: LineSearch, H0: A
 
 def trip(
     state: LoopState,
-    evaluate: Callable[[ArrayTree], Point],
+    evaluate: Callable[[ArrayTree, Array], Point],
     qn: QuasiNewton,
     linesearch: LineSearch,
     tol: Tolerances,
     hessian: Callable[[Array], Array],
 ) -> LoopState:
-    """Propose, evaluate, commit or hold, correct, assess."""
-    point = state.point
+    """Propose, evaluate, commit or hold, correct, assess.
+
+    A state that has ended is held: nothing but its scratch values changes.
+    """
+    point, best = state.point, state.best
     nit, nfev, flat = state.counts
+    unit, g0_norm, g_norm, g_best, dphi0 = state.norms
+    running = state.status == Status.RUNNING
     first = nfev == 0
+    long = _stacks.size(point.x) > _stacks.LONG
+    maybe, where = functools.partial(rarely, long=long), functools.partial(only, long=long)
 
     # Propose and evaluate. This is the only place where the objective is called.
     alpha = state.search.alpha
-    trial = evaluate(jax.tree.map(lambda x, d: x - alpha * d, point.x, state.Hg))
+    trial = evaluate(along(point.x, alpha, state.Hg), jnp.where(unit > 0, unit, 1))
 
     # Judge. A failed search still has its lowest trial to offer.
-    dphi0, dphi = _stacks.products((point.g, state.Hg), (trial.g, state.Hg))
-    dphi0, dphi = -dphi0, -dphi
+    (dphi,) = _stacks.products((trial.g, state.Hg))
+    dphi = -jnp.where(unit > 0, unit, 1) * dphi
     search, done, given_up = linesearch.step(state.search, trial.f, dphi)
-    lower = (trial.f < state.best.f) & jnp.isfinite(trial.f) & jnp.isfinite(dphi)
-    best = select(lower, trial, state.best)
-    choice = jnp.argmax(jnp.stack([first | done, given_up & (best.f < point.f), given_up, ~first]))
-    accepted, rescued, failed = choice == 0, choice == 1, choice == 2
-    moved = choice < 2
+    hidden = agree(point.f, dphi0, trial.f, dphi, alpha)
+    # A direction that is no descent is given up at once: that of a converged run taken up again.
+    descent = dphi0 < 0
+    accepted = running & (first | (done & descent))
+    given_up = running & ~accepted & (given_up | ~descent)
+    lower = (trial.f < best.f) & jnp.isfinite(trial.f) & jnp.isfinite(dphi)
+    keep = running & lower & ~accepted
+    rescued = given_up & (jnp.where(lower, trial.f, best.f) < point.f)
+    moved, failed = accepted | rescued, given_up & ~rescued
 
     # Commit, or hold: then s = y = 0, and correcting changes nothing.
-    new = select(accepted, trial, select(rescued, best, point))
-    g_norm = inf_norm(new.g)
-    unit, g0_norm, _, g_best = state.norms
-    unit = jnp.where(unit > 0, unit, jnp.where(g_norm > 0, g_norm, 1))
+    def resolve(usual: tuple[Array, Point, Trial]) -> tuple[Array, Point, Trial]:
+        unit, trial, best = usual
+        unit, g = in_unit(first, unit, trial.g)
+        best = select(keep, Trial(alpha, *trial[1:]), best)
+        held = select(rescued, recover(point.x, best, state.Hg), point)
+        return unit, select(accepted, trial._replace(g=g), held), best
+
+    unit, new, best = maybe(first | ~accepted, (unit, trial, best), resolve)
     s = jax.tree.map(jnp.subtract, new.x, point.x)
-    y = jax.tree.map(lambda new, old: (new - old) / unit, new.g, point.g)
-    g = jax.tree.map(lambda new: new / unit, new.g)
+    y = jax.tree.map(jnp.subtract, new.g, point.g)
+    g_norm = where(moved, lambda: unit * _stacks.inf_norm(new.g), g_norm)
     if qn.renew is None:
-        approx, Hg = qn.advance(state.approx, s, y, g, state.Hg, moved)
+        approx, Hg = qn.advance(state.approx, s, y, new.g, state.Hg, moved)
     else:
         # Unbatched, a refused trial costs no Hessian; under vmap every trial does.
         renewed = functools.partial(qn.renew, state.approx)
         approx = jax.lax.cond(moved, lambda: renewed(hessian(new.x) / unit), lambda: state.approx)
-        Hg = qn.apply(approx, g)
+        Hg = qn.apply(approx, new.g)
 
-    # A failed search, or no descent: forget the curvature once and try −g.
-    gg, gHg, ss, xx = _stacks.products((g, g), (g, Hg), (s, s), (new.x, new.x))
-    lost = failed | ~(gHg > 0)
+    # A failed search, or no descent: forget the curvature once and try −g. A converged run keeps
+    # the curvature that it found.
+    g0_norm = jnp.where(first, g_norm, g0_norm)
+    gHg = where(moved, lambda: _stacks.products((new.g, Hg))[0], -dphi0 / unit)
+    descent = ((gHg > 0) & jnp.isfinite(gHg)) | within_gtol(tol, g_norm, g0_norm)
+    lost = failed | (running & ~descent)
     approx = qn.reset(approx, lost)
-    Hg = select(lost, g, Hg)
+    Hg, gHg = maybe(lost, (Hg, gHg), lambda _: (new.g, *_stacks.products((new.g, new.g))))
     steepest = lost | (state.steepest & (first | ~moved))
-    g_length = jnp.sqrt(jnp.where(gg > 0, gg, jnp.ones_like(gg)))
-    alpha0 = jnp.where(steepest, first_step(new.f, unit * g_length) / g_length, 1)
-    fresh_search = linesearch.init(new.f, -unit * jnp.where(lost, gg, gHg), alpha0)
+    slope, length = -unit * gHg, jnp.sqrt(jnp.where(gHg > 0, gHg, 1))
+    alpha0 = jnp.where(steepest, first_step(new.f, unit * length) / length, 1)
+    fresh_search = linesearch.init(new.f, slope, alpha0)
 
     # Assess.
+    short = where(tol.xtol > 0, lambda: is_short(s, new.x, tol.xtol), failed)
     decrease = point.f - new.f
     progress = first | (decrease > eps(new.f.dtype) * jnp.abs(new.f)) | (g_norm < 0.9 * g_best)
     step = moved & ~first
     flat = jnp.where(moved, jnp.where(progress, 0, flat + 1), flat)
-    counts = jnp.stack([nit + step.astype(nit.dtype), nfev + 1, flat])
-    g0_norm = jnp.where(first, g_norm, g0_norm)
+    counts = jnp.stack([nit + step.astype(nit.dtype), nfev + running.astype(nfev.dtype), flat])
     status = assess(
         tol,
         counts,
@@ -169,9 +257,9 @@ def trip(
         g_norm=g_norm,
         g0_norm=g0_norm,
         within_ftol=step & (decrease <= tol.ftol * jnp.abs(new.f)),
-        within_xtol=step & (ss <= tol.xtol**2 * xx),
+        within_xtol=step & short,
         failed=lost & state.steepest & ~moved,
-        hidden=_agree(point.f, dphi0, trial.f, dphi, alpha),
+        hidden=hidden,
     )
     return LoopState(
         point=new,
@@ -180,13 +268,13 @@ def trip(
         search=select(moved | lost, fresh_search, search),
         approx=approx,
         steepest=steepest,
-        norms=jnp.stack([unit, g0_norm, g_norm, jnp.minimum(g_best, g_norm)]),
+        norms=jnp.stack([unit, g0_norm, g_norm, jnp.minimum(g_best, g_norm), slope]),
         counts=counts,
-        status=status,
+        status=jnp.where(running, status, state.status),
     )
 
 
-def _agree(phi0: Array, dphi0: Array, phi: Array, dphi: Array, alpha: Array) -> Array:
+def agree(phi0: Array, dphi0: Array, phi: Array, dphi: Array, alpha: Array) -> Array:
     """Whether two values agree with their slopes, by the trapezoidal rule, up to rounding."""
     change = phi - phi0
     error = jnp.abs(change - 0.5 * alpha * (dphi0 + dphi))
@@ -195,7 +283,8 @@ def _agree(phi0: Array, dphi0: Array, phi: Array, dphi: Array, alpha: Array) -> 
 
 def lowest(state: LoopState) -> Point:
     """The lowest finite point seen."""
-    return select(state.best.f < state.point.f, state.best, state.point)
+    found = recover(state.point.x, state.best, state.Hg)
+    return select(state.best.f < state.point.f, found, state.point)
 
 
 def revive(state: LoopState, tol: Tolerances) -> LoopState:
@@ -220,7 +309,7 @@ def revive(state: LoopState, tol: Tolerances) -> LoopState:
 
 def run(
     state: LoopState,
-    evaluate: Callable[[ArrayTree], Point],
+    evaluate: Callable[[ArrayTree, Array], Point],
     qn: QuasiNewton,
     linesearch: LineSearch,
     tol: Tolerances,

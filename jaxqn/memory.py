@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 
 from jaxqn._numerics import dot
+from jaxqn._packing import is_packed, packing, unpacked
 from jaxqn._ring import Form, Grams, MemoryState, ages, limited_memory
 from jaxqn._typing import Array, ArrayTree
 from jaxqn.quasi_newton import QuasiNewton
@@ -102,7 +103,8 @@ def inverse_hessian_product(state: MemoryState, v: ArrayTree) -> ArrayTree:
             f"expected a state of jaxqn.lbfgs_memory, but it is a {type(state).__name__}: use the "
             "apply of the method that made it"
         )
-    return lbfgs_memory(state.ss.size).apply(state, v)
+    vector = packing(v)(v) if is_packed(state.s) else v
+    return unpacked(lbfgs_memory(state.ss.size).apply(state, vector), v)
 
 
 def _accepts(grams: Grams, curved: Array) -> Array:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 
@@ -18,18 +17,16 @@ from jaxqn._checks import (
     check_values,
     check_x0,
     is_traced,
-    nonnegative,
-    scalar_value,
-    split_aux,
-    whole_number,
 )
+from jaxqn._packing import repack, unpacked
+from jaxqn._problem import Problem, tolerances
 from jaxqn._typing import Array, ArrayTree, Objective
 from jaxqn.linesearch import LineSearch, wolfe
-from jaxqn.loop import LoopState, Point, lowest, run, start
+from jaxqn.loop import LoopState, lowest, run
 from jaxqn.memory import MemoryState, stored_pairs
 from jaxqn.methods import method_by_name
 from jaxqn.quasi_newton import DenseState, QuasiNewton, inverse_hessian
-from jaxqn.termination import MESSAGES, Status, Tolerances, default_rtol
+from jaxqn.termination import MESSAGES, Status, Tolerances
 
 __all__ = ["MinimizeResult", "minimize"]
 
@@ -46,7 +43,8 @@ class MinimizeResult(NamedTuple):
       status: :class:`jaxqn.Status` as int32, shape ``()``.
       nit: iterations (steps taken), int32.
       nfev: evaluations of value and gradient, int32.
-      state: everything needed to continue the run: ``minimize(..., state=result.state)``.
+      state: everything needed to continue the run: ``minimize(..., state=result.state)``; a
+        ``LoopState``; of a batch, a :class:`jaxqn.BatchState`.
       aux: auxiliary output of the objective at ``x``, or ``None``.
     """
 
@@ -56,7 +54,7 @@ class MinimizeResult(NamedTuple):
     status: Array
     nit: Array
     nfev: Array
-    state: LoopState
+    state: Any
     aux: Any = None
 
     @property
@@ -81,8 +79,9 @@ class MinimizeResult(NamedTuple):
         if not isinstance(self.state.approx, DenseState):
             raise ValueError(
                 "a limited-memory method has no matrix: multiply by it with "
-                "method.apply(result.state.approx, v), and divide by result.state.norms[0], the "
-                "unit in which the run measures gradients; or take result.pairs"
+                "jaxqn.inverse_hessian_product(result.state.approx, v), and divide by "
+                "result.state.norms[0], the unit in which the run measures gradients; or take "
+                "result.pairs"
             )
         unit = self.state.norms[..., 0, None, None]
         return inverse_hessian(self.state.approx) / unit
@@ -98,6 +97,7 @@ class MinimizeResult(NamedTuple):
             raise ValueError("a dense method keeps no pairs: its matrix is result.hess_inv")
         S, Y, valid = stored_pairs(self.state.approx)
         unit = self.state.norms[0]
+        S, Y = unpacked(S, self.x), unpacked(Y, self.x)
         return S, jax.tree.map(lambda y: unit.astype(y.dtype) * y, Y), valid
 
 
@@ -181,97 +181,63 @@ def minimize(
     check_values(qn, linesearch, args, callback)
     x0, dtype, n = check_x0(x0)
     check_hashable(fun)
-    tol = _tolerances(dtype, n, gtol, ftol, xtol, maxiter, maxfun)
+    tol = tolerances(dtype, n, gtol, ftol, xtol, maxiter, maxfun)
     H0 = None if hess_inv0 is None else check_initial(hess_inv0, x0, qn.dense)
     if H0 is not None and qn.renew is not None:
         raise ValueError("hess_inv0 starts a quasi-Newton method; this one takes the Hessian at x0")
-    begin = functools.partial(_start, objective=fun, qn=qn, linesearch=linesearch, has_aux=has_aux)
+    problem = Problem(fun, qn, linesearch, has_aux)
+    begin = functools.partial(_start, problem=problem)
     if state is None:
         state = begin(x0, args, H0)
     elif H0 is not None:
         raise ValueError("hess_inv0 is for a new run, but this one continues a state")
     else:
+        if not qn.dense:
+            state = _repacked(state, x0)
         check_state(state, jax.eval_shape(begin, x0, args, None))
-    go = functools.partial(
-        _run, args=args, objective=fun, qn=qn, linesearch=linesearch, has_aux=has_aux
-    )
+    go = functools.partial(_run, args=args, problem=problem)
     if callback is None and not progress:
         return go(x0, state, tol)
     return _observed(go, x0, state, tol, callback, progress)
 
 
-@functools.partial(jax.jit, static_argnames=("objective", "qn", "linesearch", "has_aux"))
-def _start(
-    x0: ArrayTree, args: Any, H0: Any, *, objective: Any, qn: Any, linesearch: Any, has_aux: bool
-) -> LoopState:
+@functools.partial(jax.jit, static_argnames=("problem",))
+def _start(x0: ArrayTree, args: Any, H0: Any, *, problem: Problem) -> LoopState:
     """The state before the first evaluation."""
-    aux = None
-    if has_aux:
-        shapes = split_aux(jax.eval_shape(objective, x0, *args))[1]
-        aux = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    return start(_vector(x0, qn)[0], aux, qn, linesearch, H0)
+    return problem.start(x0, args, H0)
 
 
-def _vector(x: ArrayTree, qn: QuasiNewton) -> tuple[ArrayTree, Callable[[ArrayTree], ArrayTree]]:
-    """``x`` as the method wants it, flat or as it is, and the way back."""
-    return jax.flatten_util.ravel_pytree(x) if qn.dense else (x, lambda x: x)
+def _repacked(state: LoopState, x0: ArrayTree) -> LoopState:
+    """The state of a run in a process with another number of devices, packed as here."""
+    if not isinstance(state, LoopState) or not isinstance(state.approx, MemoryState):
+        return state
+    as_here = functools.partial(repack, x=x0)
+    return state._replace(
+        point=state.point._replace(x=as_here(state.point.x), g=as_here(state.point.g)),
+        best=state.best._replace(g=as_here(state.best.g)),
+        Hg=as_here(state.Hg),
+        approx=as_here(state.approx),
+    )
 
 
-@functools.partial(jax.jit, static_argnames=("objective", "qn", "linesearch", "has_aux"))
+@functools.partial(jax.jit, static_argnames=("problem",))
 def _run(
-    x0: ArrayTree,
-    state: LoopState,
-    tol: Tolerances,
-    *,
-    args: Any,
-    objective: Any,
-    qn: Any,
-    linesearch: Any,
-    has_aux: bool,
+    x0: ArrayTree, state: LoopState, tol: Tolerances, *, args: Any, problem: Problem
 ) -> MinimizeResult:
     """Run the loop to a status."""
-    vector, unravel = _vector(x0, qn)
-    dtype = jax.tree.leaves(vector)[0].dtype
-
-    def fun(x: ArrayTree) -> tuple[Array, Any]:
-        out = objective(unravel(x), *args)
-        value, aux = split_aux(out) if has_aux else (out, None)
-        return scalar_value(value).astype(dtype), aux
-
-    def evaluate(x: ArrayTree) -> Point:
-        (f, aux), g = jax.value_and_grad(fun, has_aux=True)(x)
-        return Point(x, f, g, aux)
-
-    hessian = jax.hessian(lambda x: fun(x)[0])
-    state = run(state, evaluate, qn, linesearch, tol, hessian)
-    best = lowest(state)
+    evaluate, hessian = problem.on_vectors(x0, args)
+    state = run(state, evaluate, problem.qn, problem.linesearch, tol, hessian)
+    best, back = lowest(state), problem.vector(x0)[1]
     nit, nfev, _ = state.counts
     return MinimizeResult(
-        x=unravel(best.x),
+        x=back(best.x),
         fun=best.f,
-        jac=unravel(best.g),
+        jac=back(jax.tree.map(lambda g: state.norms[0] * g, best.g)),
         status=state.status,
         nit=nit,
         nfev=nfev,
         state=state,
         aux=best.aux,
-    )
-
-
-def _tolerances(
-    dtype: np.dtype, n: int, gtol: Any, ftol: Any, xtol: Any, maxiter: Any, maxfun: Any
-) -> Tolerances:
-    """Check the numbers and give them their types; the defaults depend on dtype and size."""
-    limit = np.iinfo(np.int32).max
-    return Tolerances(
-        gtol=nonnegative("gtol", 0.0 if gtol is None else gtol, dtype),
-        grtol=np.asarray(default_rtol(dtype) if gtol is None else 0.0, dtype),
-        ftol=nonnegative("ftol", ftol, dtype),
-        xtol=nonnegative("xtol", xtol, dtype),
-        maxiter=whole_number(
-            "maxiter", max(1000, 200 * n) if maxiter is None else maxiter, least=0
-        ),
-        maxfun=whole_number("maxfun", limit if maxfun is None else maxfun, least=1),
     )
 
 

@@ -79,6 +79,11 @@ FLAT_LIMIT = 10
 objective by more than its last digit, or reached a gradient much smaller than any before."""
 
 
+def within_gtol(tol: Tolerances, g_norm: Array, g0_norm: Array) -> Array:
+    """Whether the largest entry of the gradient is within the tolerance on it."""
+    return g_norm <= jnp.maximum(tol.gtol, tol.grtol * g0_norm)
+
+
 def assess(
     tol: Tolerances,
     counts: Array,
@@ -107,7 +112,7 @@ def assess(
     nit, nfev, flat = counts
     tests = [
         (~finite, Status.NON_FINITE),
-        (g_norm <= jnp.maximum(tol.gtol, tol.grtol * g0_norm), Status.CONVERGED),
+        (within_gtol(tol, g_norm, g0_norm), Status.CONVERGED),
         (within_ftol & (tol.ftol > 0), Status.FTOL),
         (within_xtol & (tol.xtol > 0), Status.XTOL),
         ((flat >= FLAT_LIMIT) | (failed & hidden), Status.STALLED),

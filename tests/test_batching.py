@@ -63,8 +63,9 @@ def assert_lane_is_single(batch, number, single, tol=1e-9):
     np.testing.assert_allclose(together.fun, single.fun, rtol=tol, atol=tol)
 
 
-# SR1's path is long and touchy: rounding, which is not the same in a batch, must not decide it.
-@pytest.mark.parametrize(("method", "maxiter"), [("osbfgs", 500), ("ssbroyden", 500), ("sr1", 12)])
+# The paths of SSBroyden and SR1 are long and touchy: rounding, which is not the same in a batch,
+# must not decide them.
+@pytest.mark.parametrize(("method", "maxiter"), [("osbfgs", 500), ("ssbroyden", 40), ("sr1", 12)])
 def test_a_batch_is_its_singles(method, maxiter):
     x, data = problems()
     batch = batched(method)(x, data, *options(maxiter=maxiter))

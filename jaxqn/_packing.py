@@ -1,0 +1,91 @@
+"""Small leaves of a pytree in one vector.
+
+A program with a kernel for every pass over every leaf takes long to compile. Where nothing can be
+sharded, because there is one device, the driver therefore keeps the small leaves of a vector
+joined, and leaves the large ones alone: to join those would cost memory traffic.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxqn._typing import Array, ArrayTree
+
+__all__ = ["Packed", "is_packed", "packing", "repack", "unpacked"]
+
+SMALL = 4096
+"""Entries up to which a leaf is small."""
+
+
+class Packed(NamedTuple):
+    """A vector, or a stack of vectors, with its small leaves joined.
+
+    Attributes:
+      small: the small leaves, ravelled, shape ``(..., k)``.
+      large: the others, in order, each ``(..., *leaf.shape)``.
+    """
+
+    small: Array
+    large: list[Array]
+
+
+def is_packed(tree: Any) -> bool:
+    """Whether this is a :class:`Packed` vector or stack."""
+    return isinstance(tree, Packed)
+
+
+def packing(x: ArrayTree) -> Callable[[ArrayTree], ArrayTree]:
+    """How to pack what is like ``x``, also stacks of it; the identity where nothing is gained."""
+    leaves = jax.tree.leaves(x)
+    small = [leaf.size <= SMALL for leaf in leaves]
+    if sum(small) < 2 or len({leaf.dtype for leaf in leaves}) > 1 or jax.device_count() > 1:
+        return lambda tree: tree
+    return lambda tree: _pack(tree, leaves, small)
+
+
+def _pack(tree: ArrayTree, like: list[Array], small: list[bool]) -> Packed:
+    joined, large = [], []
+    for leaf, model, is_small in zip(jax.tree.leaves(tree), like, small, strict=True):
+        batch = leaf.shape[: leaf.ndim - model.ndim]
+        if is_small:
+            joined.append(leaf.reshape(*batch, model.size))
+        else:
+            large.append(leaf)
+    return Packed(jnp.concatenate(joined, axis=-1), large)
+
+
+def unpacked(tree: ArrayTree, like: ArrayTree) -> ArrayTree:
+    """A packed vector or stack in the structure of ``like``; anything else as it is."""
+    if not is_packed(tree):
+        return tree
+    models, large = jax.tree.leaves(like), iter(tree.large)
+    sizes = [model.size for model in models if model.size <= SMALL]
+    small = iter(jax.lax.split(tree.small, sizes, axis=tree.small.ndim - 1))
+    leaves = []
+    for model in models:
+        if model.size > SMALL:
+            leaves.append(next(large))
+        else:
+            part = next(small)
+            leaves.append(part.reshape(*part.shape[:-1], *model.shape))
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def repack(state: Any, x: ArrayTree) -> Any:
+    """A state in which every vector like ``x``, and every stack, is packed as it is done here.
+
+    A state may come from a process that packs otherwise, having another number of devices.
+    """
+    structure: Any = jax.tree.structure(x)
+    pack = packing(x)
+
+    def is_vector(part: Any) -> bool:
+        return is_packed(part) or structure == jax.tree.structure(part)
+
+    def of_part(part: Any) -> Any:
+        vector = unpacked(part, x)
+        return pack(vector) if structure == jax.tree.structure(vector) else part
+
+    return jax.tree.map(of_part, state, is_leaf=is_vector)

@@ -1,0 +1,86 @@
+"""An objective as the loop sees it: value and gradient over the vector that a method wants."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+
+from jaxqn._checks import nonnegative, scalar_value, split_aux, whole_number
+from jaxqn._packing import packing, unpacked
+from jaxqn._typing import Array, ArrayTree
+from jaxqn.linesearch import LineSearch
+from jaxqn.loop import LoopState, Point, start
+from jaxqn.quasi_newton import QuasiNewton
+from jaxqn.termination import Tolerances, default_rtol
+
+__all__ = ["Problem", "tolerances"]
+
+
+class Problem(NamedTuple):
+    """Everything about a run that is fixed when it is compiled.
+
+    Attributes:
+      objective: ``(x, *args) -> value``, or ``(value, aux)``.
+      qn: the inverse-Hessian approximation.
+      linesearch: the line search.
+      has_aux: whether the objective returns auxiliary data.
+    """
+
+    objective: Callable[..., Any]
+    qn: QuasiNewton
+    linesearch: LineSearch
+    has_aux: bool
+
+    def vector(self, x: ArrayTree) -> tuple[ArrayTree, Callable[[ArrayTree], ArrayTree]]:
+        """``x`` as the method wants it, flat or in large pieces, and the way back."""
+        if self.qn.dense:
+            return jax.flatten_util.ravel_pytree(x)
+        return packing(x)(x), lambda v: unpacked(v, x)
+
+    def start(self, x0: ArrayTree, args: Any, H0: Any) -> LoopState:
+        """The state before the first evaluation."""
+        aux = None
+        if self.has_aux:
+            shapes = split_aux(jax.eval_shape(self.objective, x0, *args))[1]
+            aux = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        H0 = H0 if H0 is None or self.qn.dense else packing(x0)(H0)
+        return start(self.vector(x0)[0], aux, self.qn, self.linesearch, H0)
+
+    def on_vectors(
+        self, x0: ArrayTree, args: Any
+    ) -> tuple[Callable[[ArrayTree, Array], Point], Callable[[Array], Array]]:
+        """``(x, unit) -> Point``, its gradient over the unit, and ``x -> Hessian``."""
+        vector, back = self.vector(x0)
+        dtype = jax.tree.leaves(vector)[0].dtype
+
+        def fun(x: ArrayTree) -> tuple[Array, Any]:
+            out = self.objective(back(x), *args)
+            value, aux = split_aux(out) if self.has_aux else (out, None)
+            return scalar_value(value).astype(dtype), aux
+
+        def evaluate(x: ArrayTree, unit: Array) -> Point:
+            f, pull_back, aux = jax.vjp(fun, x, has_aux=True)
+            (g,) = pull_back(1 / unit)
+            return Point(x, f, g, aux)
+
+        return evaluate, jax.hessian(lambda x: fun(x)[0])
+
+
+def tolerances(
+    dtype: np.dtype, n: int, gtol: Any, ftol: Any, xtol: Any, maxiter: Any, maxfun: Any
+) -> Tolerances:
+    """Check the numbers and give them their types; the defaults depend on dtype and size."""
+    limit = np.iinfo(np.int32).max
+    return Tolerances(
+        gtol=nonnegative("gtol", 0.0 if gtol is None else gtol, dtype),
+        grtol=np.asarray(default_rtol(dtype) if gtol is None else 0.0, dtype),
+        ftol=nonnegative("ftol", ftol, dtype),
+        xtol=nonnegative("xtol", xtol, dtype),
+        maxiter=whole_number(
+            "maxiter", max(1000, 200 * n) if maxiter is None else maxiter, least=0
+        ),
+        maxfun=whole_number("maxfun", limit if maxfun is None else maxfun, least=1),
+    )
