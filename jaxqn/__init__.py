@@ -13,6 +13,7 @@ from jaxqn.aliases import (
     ssbfgs,
     ssbroyden,
 )
+from jaxqn.batch import BatchState, MultiStartResult, minimize_batch, multi_start
 from jaxqn.curvature import powell_damping
 from jaxqn.damping import damped
 from jaxqn.eigenpairs import Eigenpairs, eigenpairs, hessian_eigenpairs
@@ -69,9 +70,11 @@ METHODS: tuple[str, ...] = tuple(_METHODS)
 __all__ = [
     "MESSAGES",
     "METHODS",
+    "BatchState",
     "Eigenpairs",
     "LineSearch",
     "MinimizeResult",
+    "MultiStartResult",
     "QuasiNewton",
     "SpectralCorrection",
     "Status",
@@ -94,6 +97,8 @@ __all__ = [
     "lsr1",
     "lsr1_memory",
     "minimize",
+    "minimize_batch",
+    "multi_start",
     "newton",
     "osbfgs",
     "osbfgs_update",
