@@ -59,10 +59,12 @@ def split(in_axes: Any, arguments: tuple[Any, ...]) -> tuple[list[Array], list[A
 
 def _spread(prefix: Any, tree: ArrayTree) -> list[int | None]:
     """One axis per leaf of the tree, from a prefix of it."""
-    if prefix is None or isinstance(prefix, int):
-        return [prefix] * len(jax.tree.leaves(tree))
+    if prefix is None or hasattr(prefix, "__index__"):
+        return [prefix if prefix is None else int(prefix)] * len(jax.tree.leaves(tree))
     one_level: Any = jax.tree.structure(tree, is_leaf=lambda part: part is not tree)
     try:
+        if jax.tree_util.treedef_is_leaf(one_level):
+            raise ValueError(f"{prefix!r} stands for an array")
         prefixes = one_level.flatten_up_to(prefix)
     except (ValueError, TypeError) as error:
         raise ValueError(

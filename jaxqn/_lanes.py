@@ -75,6 +75,7 @@ class _Lanes(NamedTuple):
     front: Array
     ended: Ended
     trips: Array
+    reached: Array
 
 
 def run_queue(
@@ -96,25 +97,24 @@ def run_queue(
 
         def going(now: _Lanes) -> Array:
             running = jnp.sum(_running(now))
-            more = (now.front < queue.size) | (running > few)
-            return more if target is None else more & ~_reached(now, target)
+            return ((now.front < queue.size) | (running > few)) & ~now.reached
 
         def body(now: _Lanes) -> _Lanes:
             now = now._replace(
                 states=jax.vmap(step)(now.states, now.data), trips=now.trips.at[stage].add(1)
             )
+            if target is not None:
+                now = now._replace(reached=_reaches(now.states, target))
             waiting = jnp.sum(_waiting(now, queue.size))
-            due = (now.front < queue.size) & (waiting >= gathered)
+            due = (now.front < queue.size) & (waiting >= gathered) & ~now.reached
             return rarely(due, now, lambda now: _refill(now, queue), long=True)
 
         return jax.lax.while_loop(going, body, lanes)
 
     few = narrow(lanes)
-    now = drive(_first(queue, lanes), few, stage=0)
+    now = _stopped(drive(_first(queue, lanes), few, stage=0))
     if few:
-        now = drive(_narrowed(now, queue.size, few), few=0, stage=1)
-    status = jnp.where(_running(now), jnp.int32(Status.STOPPED), now.states.status)
-    now = now._replace(states=now.states._replace(status=status))
+        now = _stopped(drive(_narrowed(now, queue.size, few), few=0, stage=1))
     return _recorded(now, queue.size), now.trips
 
 
@@ -127,10 +127,17 @@ def _waiting(now: _Lanes, size: int) -> Array:
     return ~_running(now) & (now.holder < size)
 
 
-def _reached(now: _Lanes, target: Array) -> Array:
-    status, f = now.states.status, jax.vmap(lowest)(now.states).f
-    success = (status >= Status.CONVERGED) & (status <= Status.XTOL)
-    return jnp.any(success & (f <= target))
+def _reaches(states: LoopState, target: Array) -> Array:
+    """Whether a lane has succeeded with a value of at most that."""
+    success = (states.status >= Status.CONVERGED) & (states.status <= Status.XTOL)
+    return jnp.any(success & (states.point.f <= target))
+
+
+def _stopped(now: _Lanes) -> _Lanes:
+    """What still runs is stopped, if the target is reached."""
+    stop = now.reached & _running(now)
+    status = jnp.where(stop, jnp.int32(Status.STOPPED), now.states.status)
+    return now._replace(states=now.states._replace(status=status))
 
 
 def _first(queue: Queue, lanes: int) -> _Lanes:
@@ -148,7 +155,15 @@ def _first(queue: Queue, lanes: int) -> _Lanes:
         f=jnp.full_like(blank.f, jnp.inf),
         counts=jnp.broadcast_to(counts, blank.counts.shape),
     )
-    return _Lanes(states, data, holder, jnp.int32(lanes), ended, jnp.zeros((2,), jnp.int32))
+    return _Lanes(
+        states=states,
+        data=data,
+        holder=holder,
+        front=jnp.int32(lanes),
+        ended=ended,
+        trips=jnp.zeros((2,), jnp.int32),
+        reached=jnp.zeros((), bool),
+    )
 
 
 def _result(state: LoopState) -> Ended:

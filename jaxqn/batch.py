@@ -183,7 +183,8 @@ def multi_start(
         target = jnp.asarray(target)
     in_axes = (0,) + (None,) * len(args)
     runs = _batch(problem, x0s, args, in_axes, lanes, options, None, mesh, target)
-    ranking = jnp.argsort(jnp.where(jnp.isnan(runs.fun), jnp.inf, runs.fun)).astype(jnp.int32)
+    values = jnp.where(jnp.isfinite(runs.fun), runs.fun, jnp.inf)
+    ranking = jnp.argsort(values).astype(jnp.int32)
     best = jax.tree.map(lambda leaf: leaf[ranking[0]], runs._replace(state=None))
     return MultiStartResult(best._replace(state=runs.state), ranking, runs)
 

@@ -1,8 +1,10 @@
 """Large parameters: sharded over devices and processes, saved and restored."""
 
 import functools
+import os
 import pickle
 import re
+import runpy
 import socket
 import subprocess
 import sys
@@ -12,11 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import two_processes
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jaxqn
 
+README = Path(__file__).parents[1] / "README.md"
 ROTATION = jnp.asarray(np.linalg.qr(np.random.default_rng(0).normal(size=(8, 8)))[0])
 
 
@@ -114,14 +116,22 @@ def test_parameters_of_any_shape(shape):
     np.testing.assert_allclose(result.x, np.ones(shape), atol=1e-6)
 
 
-def test_two_processes():
-    """A real distributed run of two processes on this machine, against one process alone."""
+def test_two_processes(tmp_path):
+    """The README's program in two processes on this machine, against one process alone."""
+    program = tmp_path / "fit.py"
+    marked = r"<!-- program: fit.py -->\n```py\n(.*?)^```"
+    program.write_text(re.search(marked, README.read_text("utf-8"), re.DOTALL | re.MULTILINE)[1])
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    command = [sys.executable, str(Path(two_processes.__file__)), address]
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     processes = [
-        subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        subprocess.Popen(
+            [sys.executable, str(program), address, "2", str(rank)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environment,
+        )
         for rank in (0, 1)
     ]
     try:
@@ -132,7 +142,8 @@ def test_two_processes():
     assert [process.returncode for process in processes] == [0, 0], outputs
     found = re.search(r"^4 \[\(10, 16\), \(10, 16\)\] (\S+) (\d+) (\d+)$", outputs[0], re.M)
     assert found, outputs[0]
-    params, data = two_processes.problem()
-    one = two_processes.solve(params, data)
+    alone = runpy.run_path(str(program), run_name="fit")
+    params, data = alone["problem"]()
+    one = alone["fit"](params, data)
     assert (int(found[2]), int(found[3])) == (one.nit, one.nfev)
     assert float(found[1]) == pytest.approx(float(one.fun), rel=1e-2)
