@@ -32,12 +32,14 @@ from jaxqn.spectral import (
     spectral_inverse,
     wedderburn,
 )
+from jaxqn.stochastic import same_batch_pair
 from jaxqn.termination import MESSAGES, Status
 from jaxqn.transforms import (
     scale_by_bfgs,
     scale_by_broyden,
     scale_by_corrected_adam,
     scale_by_dfp,
+    scale_by_kronecker,
     scale_by_lbfgs,
     scale_by_linesearch,
     scale_by_lsr1,
@@ -48,6 +50,7 @@ from jaxqn.transforms import (
     scale_by_sr1,
     scale_by_ssbfgs,
     scale_by_ssbroyden,
+    scale_by_stochastic_lbfgs,
 )
 from jaxqn.updates import (
     bfgs_update,
@@ -106,10 +109,12 @@ __all__ = [
     "rank_one",
     "rank_one_correction",
     "rank_two",
+    "same_batch_pair",
     "scale_by_bfgs",
     "scale_by_broyden",
     "scale_by_corrected_adam",
     "scale_by_dfp",
+    "scale_by_kronecker",
     "scale_by_lbfgs",
     "scale_by_linesearch",
     "scale_by_lsr1",
@@ -120,6 +125,7 @@ __all__ = [
     "scale_by_sr1",
     "scale_by_ssbfgs",
     "scale_by_ssbroyden",
+    "scale_by_stochastic_lbfgs",
     "sherman_morrison",
     "spectral_correction",
     "spectral_inverse",

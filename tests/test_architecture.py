@@ -29,6 +29,8 @@ ROOMS = [
     "memory",
     "memory_sr1",
     "damping",
+    "stochastic",
+    "kronecker",
     "newton",
     "methods",
     "linesearch",
@@ -40,13 +42,23 @@ ROOMS = [
     "_axes",
     "_lanes",
     "batch",
+    "stream",
     "transforms",
     "aliases",
     "__init__",
     "_demo",
     "__main__",
 ]
-FORMULAS = ["curvature", "rules", "updates", "spectral", "eigenpairs", "linesearch"]
+FORMULAS = [
+    "curvature",
+    "rules",
+    "updates",
+    "spectral",
+    "eigenpairs",
+    "stochastic",
+    "kronecker",
+    "linesearch",
+]
 DEPENDENCIES = {"jax", "jaxlib", "optax", "chex", "numpy"}  # numpy comes with jax
 DEMO_ONLY = {"matplotlib", "scipy"}
 MAX_LINES = 360

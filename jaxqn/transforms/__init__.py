@@ -4,6 +4,11 @@ The same values that :func:`jaxqn.minimize` runs in its loop, behind optax's pro
 ``update`` per step, with the line search as a transformation of its own.
 """
 
+from jaxqn.transforms.kronecker import (
+    KroneckerFactors,
+    ScaleByKroneckerState,
+    scale_by_kronecker,
+)
 from jaxqn.transforms.limited_memory import (
     ScaleByCorrectedAdamState,
     scale_by_corrected_adam,
@@ -31,18 +36,23 @@ from jaxqn.transforms.spectral import (
     ScaleBySpectralCorrectionState,
     scale_by_spectral_correction,
 )
+from jaxqn.transforms.stochastic import ScaleByStochasticLBFGSState, scale_by_stochastic_lbfgs
 
 __all__ = [
+    "KroneckerFactors",
     "LinesearchInfo",
     "ScaleByCorrectedAdamState",
+    "ScaleByKroneckerState",
     "ScaleByLinesearchState",
     "ScaleByNewtonState",
     "ScaleByQuasiNewtonState",
     "ScaleBySpectralCorrectionState",
+    "ScaleByStochasticLBFGSState",
     "scale_by_bfgs",
     "scale_by_broyden",
     "scale_by_corrected_adam",
     "scale_by_dfp",
+    "scale_by_kronecker",
     "scale_by_lbfgs",
     "scale_by_linesearch",
     "scale_by_lsr1",
@@ -53,4 +63,5 @@ __all__ = [
     "scale_by_sr1",
     "scale_by_ssbfgs",
     "scale_by_ssbroyden",
+    "scale_by_stochastic_lbfgs",
 ]

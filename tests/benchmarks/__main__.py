@@ -14,6 +14,7 @@ Workloads, each printing jaxqn and every installed peer side by side:
   newton      Newton's method with and without the spectral correction
   eigenpairs  extremal eigenpairs of a network's Hessian
   digits      SGD and Adam with the spectral correction, for a CNN and an RNN
+  training    mini-batch methods on a CNN, an RNN and a transformer
 
 A peer that is not installed is skipped by name; the environment variable
 SSBROYDEN_PORT may name a file with the self-scaled optax port (see `peers`).
@@ -46,6 +47,7 @@ WORKLOADS = (
     "newton",
     "eigenpairs",
     "digits",
+    "training",
 )
 VERSIONS = ("jax", "jaxqn", "optax", "optimistix", "jaxopt", "scipy", "scikit-learn", "sif2jax")
 

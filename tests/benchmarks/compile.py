@@ -14,8 +14,10 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Primitive
 from jax.flatten_util import ravel_pytree
 from jax.interpreters import ad, batching
 
-from . import objectives, peers
+from . import networks, objectives, peers
 from .solver import Options, Outcome, Solver
+
+TRANSFORMER = "transformer, 55 leaves"
 
 marker = Primitive("objective_site")
 marker.def_impl(lambda value: value)
@@ -60,7 +62,7 @@ def gradient_descent(fun, options: Options):
         def proceed(carry):
             return carry[2] < options.maxiter
 
-        start = (x0, jnp.zeros(()), jnp.zeros((), jnp.int32))
+        start = (x0, jnp.zeros((), jax.tree.leaves(x0)[0].dtype), jnp.zeros((), jnp.int32))
         x, value, k = jax.lax.while_loop(proceed, body, start)
         return Outcome(x, value, k, k, False)
 
@@ -71,6 +73,10 @@ def objective(name: str):
     """A fresh function object each time, so that nothing is cached."""
     if name == "MLP 1-20-20-20-1":
         fun, x0, args = objectives.mlp_regression()
+    elif name == TRANSFORMER:
+        keys = jax.random.split(jax.random.key(0))
+        fun, x0 = networks.loss_of(networks.TRANSFORMER), networks.transformer_init(keys[0], 4)
+        args = (jax.random.normal(keys[1], (64, 8, 8), networks.DTYPE), jnp.arange(64) % 10)
     else:
         fun, x0, args = objectives.rosenbrock, objectives.rosenbrock_start(10), ()
     return (lambda x, *args: fun(x, *args)), x0, args
@@ -111,13 +117,15 @@ def sites(solver, name: str) -> int:
 
 
 def main(options) -> dict:
-    """Two objectives; a row per compiled solver."""
+    """Three objectives; a row per compiled solver."""
     floor = Solver("gradient descent", "jax-loop", True, gradient_descent)
     solvers = [s for s in peers.available(options.solvers) if s.compiled]
     rounds = 3 if options.quick else 5
     results = {}
-    for name in ("MLP 1-20-20-20-1", "Rosenbrock-10"):
+    for name in ("MLP 1-20-20-20-1", "Rosenbrock-10", TRANSFORMER):
         contestants = [None, floor, *solvers]
+        if name == TRANSFORMER:  # many parameters: limited memory, and what is comparable
+            contestants = [s for s in contestants if s is None or s is floor or "lbfgs" in s.name]
         times = {id(s): [] for s in contestants}
         for _ in range(rounds):
             for solver in contestants:

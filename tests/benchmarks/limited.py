@@ -3,7 +3,8 @@
 The history of m pairs is 2 m vectors; the time of all inner products of one
 vector with them, inside a compiled loop, is "one read". Two reads are the
 floor of any form. Chained Rosenbrock, m = 10; objective and vector work are
-included.
+included. Memory is what XLA plans for the whole program, the starting point
+donated, in vectors of n numbers.
 """
 
 import jax
@@ -28,6 +29,14 @@ def time_read(n: int):
     return timing.compiled(timing.loop_of(step, times), jnp.ones((n,)), history), times
 
 
+def memory(solve, x0) -> float:
+    """Vectors that the whole program needs at once, `x0` handed over."""
+    program = jax.jit(solve, donate_argnums=0).lower(x0).compile()
+    plan = program.memory_analysis()
+    total = plan.argument_size_in_bytes + plan.output_size_in_bytes + plan.temp_size_in_bytes
+    return (total - plan.alias_size_in_bytes) / x0.nbytes
+
+
 def measure(n: int, solvers, rounds: int) -> dict:
     """Times one size and prints a row per solver."""
     fun, x0 = objectives.rosenbrock, objectives.rosenbrock_start(n)
@@ -35,10 +44,12 @@ def measure(n: int, solvers, rounds: int) -> dict:
     evaluations = 100
     alone = timing.value_and_grad_loop(fun, evaluations)
     calls = {"read": read, "value_and_grad": timing.compiled(alone, x0)}
+    vectors = {}
     for solver in solvers:
         iterations = 200 if n <= 10_000 else 40
         solve = solver.make(fun, Options(gtol=0.0, maxiter=iterations))
         calls[solver.name] = timing.compiled(solve, x0)
+        vectors[solver.name] = memory(lambda x, solve=solve: solve(x).x, x0)
     times = timing.interleaved(calls, rounds)
     one_read = times["read"] / reads
     value_and_grad = times["value_and_grad"] / evaluations
@@ -46,15 +57,21 @@ def measure(n: int, solvers, rounds: int) -> dict:
         f"\nrosenbrock, n = {n}, m = {MEMORY}: one read {1e6 * one_read:.0f} us,"
         f" value_and_grad alone {1e6 * value_and_grad:.0f} us"
     )
-    print(f"{'solver':22}{'nit':>6}{'nfev':>6}{'us/nit':>10}{'reads/nit':>11}")
+    print(f"{'solver':22}{'nit':>6}{'nfev':>6}{'us/nit':>10}{'reads/nit':>11}{'vectors':>9}")
     rows = {"one_read": one_read, "value_and_grad": value_and_grad}
     for solver in solvers:
         outcome = calls[solver.name]()
         nit, nfev = int(outcome.nit), int(outcome.nfev)
         each = times[solver.name] / max(nit, 1)
-        rows[solver.name] = {"nit": nit, "nfev": nfev, "reads": each / one_read}
+        held = vectors[solver.name]
+        rows[solver.name] = {
+            "nit": nit,
+            "nfev": nfev,
+            "reads": each / one_read,
+            "vectors": held,
+        }
         print(
-            f"{solver.name:22}{nit:6}{nfev:6}{1e6 * each:10.0f}{each / one_read:11.2f}",
+            f"{solver.name:22}{nit:6}{nfev:6}{1e6 * each:10.0f}{each / one_read:11.2f}{held:9.1f}",
             flush=True,
         )
     return rows
