@@ -33,6 +33,7 @@ from jaxqn.spectral import (
     wedderburn,
 )
 from jaxqn.stochastic import same_batch_pair
+from jaxqn.stream import minimize_stream
 from jaxqn.termination import MESSAGES, Status
 from jaxqn.transforms import (
     scale_by_bfgs,
@@ -101,6 +102,7 @@ __all__ = [
     "lsr1_memory",
     "minimize",
     "minimize_batch",
+    "minimize_stream",
     "multi_start",
     "newton",
     "osbfgs",

@@ -34,7 +34,8 @@ class BatchState(NamedTuple):
 
     def occupancy(self, nfev: Array) -> Array:
         """The share of lanes and trips that evaluated something needed, given all ``nfev``."""
-        return jnp.sum(nfev) / jnp.sum(self.lanes * self.trips)
+        made = self.lanes.astype(jnp.float32) * self.trips.astype(jnp.float32)
+        return jnp.sum(nfev.astype(jnp.float32)) / jnp.sum(made)
 
 
 def minimize_batch(
@@ -218,6 +219,8 @@ def _batch(
     H0 = None if hess_inv0 is None else check_initial(hess_inv0, one, problem.qn.dense)
     if H0 is not None and problem.qn.renew is not None:
         raise ValueError("hess_inv0 starts a quasi-Newton method; this one takes the Hessian at x0")
+    if mesh is not None:  # also one with explicit axes: nothing outside sees them
+        mesh = jax.sharding.Mesh(mesh.devices, mesh.axis_names)
     devices = 1 if mesh is None else mesh.size
     each = -(-count // devices)
     width = _width(lanes, each, n, problem.qn)
