@@ -81,8 +81,9 @@ def scale_by_spectral_correction(
     digits, at equal budgets with the products counted and a learning rate tuned for each, the
     defaults made SGD with momentum several times better on a small CNN, by bearing the first steps
     at a higher rate (a linear warm-up bears them too); they did not pay on a small RNN, nor after
-    Adam or plain SGD. Eigenvectors of one batch are hardly those of the next, so renewing them
-    often cost more than it gained (``python -m tests.benchmarks digits``).
+    Adam or plain SGD, and with smoothed labels and a falling rate they only made higher rates
+    bearable. Eigenvectors of one batch are hardly those of the next, so renewing them often cost
+    more than it gained (``python -m tests.benchmarks digits``).
 
     Args:
       rank: eigenpairs to correct.
