@@ -4,13 +4,22 @@ laplacian(u) = -3 pi^2 u*, u = 0 on the boundary, with u* = prod sin(pi x_i).
 The network is an MLP 3-32-32-1 with tanh (1217 parameters); 1000 interior and
 200 boundary points are drawn uniformly; the loss is half the mean square
 residual of each. The score is the relative L2 error on 20 000 fresh points of
-the best iterate after 500, 1000 and 2000 evaluations. float64 is meant.
+the best iterate after 500, 1000, 2000 and 5000 evaluations. float64 is meant.
 
 Time is that of a whole compiled run over as many value_and_grad calls in a
 compiled loop. Solvers that cannot be told a number of evaluations are timed by
 the clock of their recorded run instead, marked with ~. optimistix takes no
 gradient at a rejected trial, so that its ratio can be below one.
+
+The whole table takes long; it can be taken in pieces that share a file:
+
+  python -m tests.benchmarks pinn --runs pinn.json --solvers jaxqn-ssbroyden
+  python -m tests.benchmarks pinn --runs pinn.json --solvers scipy-bfgs --evaluations 1000
+  python -m tests.benchmarks pinn --runs pinn.json --solvers jaxqn-ssbroyden,scipy-bfgs
 """
+
+import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +30,8 @@ from . import objectives, peers, recording, timing
 from .solver import Options, Outcome, Solver, says
 
 SIZES = (3, 32, 32, 1)
-AT = (500, 1000, 2000)
-ADAM_EVALUATIONS, ADAM_RATE = 5000, 1e-3
+AT = (500, 1000, 2000, 5000)
+ADAM_RATE = 1e-3
 # Told a number of evaluations, these run that many (optax's: up to a search).
 OBEY = ("jaxqn", "optax", "optimistix", peers.PORT)
 # A quarter of a second per evaluation at this size: only when named.
@@ -32,6 +41,13 @@ SLOW = ("scipy-bfgs", "jax.scipy-bfgs", "jaxopt-bfgs")
 def add_arguments(parser):
     group = parser.add_argument_group("pinn")
     group.add_argument("--seeds", default="0", help="comma-separated (0)")
+    group.add_argument("--evaluations", type=int, default=AT[-1], help=f"budget ({AT[-1]})")
+    group.add_argument(
+        "--runs",
+        metavar="FILE",
+        help="finished runs: one found there is not repeated, whatever its budget was, "
+        "and a new one is added as soon as it ends",
+    )
 
 
 def exact(x):
@@ -120,6 +136,31 @@ def _adam(fun, options: Options):
 ADAM = Solver("optax-adam", "optax", True, _adam)
 
 
+class Runs:
+    """Finished runs by name and seed, kept in a file from one call to the next.
+
+    Attributes:
+      rows: what `errors_of` returned, by ``"solver seed"``.
+      ratios: time per evaluation over value_and_grad alone, by solver.
+    """
+
+    def __init__(self, path: str | None, dtype: str):
+        self.path = pathlib.Path(path) if path else None
+        kept = {}
+        if self.path and self.path.exists():
+            kept = json.loads(self.path.read_text())
+            if kept["dtype"] != dtype:
+                raise ValueError(f"{path} holds runs in {kept['dtype']}, these are in {dtype}")
+        self.dtype = dtype
+        self.rows: dict = kept.get("rows", {})
+        self.ratios: dict = kept.get("ratios", {})
+
+    def save(self) -> None:
+        if self.path:
+            content = {"dtype": self.dtype, "rows": self.rows, "ratios": self.ratios}
+            self.path.write_text(json.dumps(content, indent=1))
+
+
 def errors_of(solver, seed: int, at) -> dict:
     """Runs one solver once, recorded, and scores its best iterates."""
     fun, x0, args, error = problem(seed)
@@ -131,13 +172,20 @@ def errors_of(solver, seed: int, at) -> dict:
     outcome = recording.run_recorded(solve, recorder, x0, *args)
     best = {k: recorder.snapshots.get(k, recorder.best_x) for k in at}
     ended = recorder.spent or ("?" if outcome is None else says(solver, outcome))
+    first = at[0]  # by the clock, compilation left out
+    clock = recorder.times[first] / (first - 1) if first in recorder.times else None
     return {
         "errors": {str(k): float(error(x)) for k, x in best.items()},
         "loss": recorder.improvements[-1][1],
         "evaluations": recorder.evaluations,
-        "seconds at 1000": recorder.times.get(1000),
+        "seconds by the clock": clock,
         "ended": ended,
     }
+
+
+def tells_count(solver) -> bool:
+    """Whether the solver runs as many evaluations as it is told, compiled."""
+    return solver.compiled and solver.needs in OBEY
 
 
 def times_of(solvers, evaluations: int, rounds: int) -> dict:
@@ -145,10 +193,9 @@ def times_of(solvers, evaluations: int, rounds: int) -> dict:
     fun, x0, args, _ = problem(0)
     alone = timing.value_and_grad_loop(fun, evaluations)
     calls = {"value_and_grad": timing.compiled(alone, x0, *args)}
-    for solver in solvers:
-        if solver.needs in OBEY and solver.compiled:
-            solve = solver.make(fun, Options(gtol=0.0, maxfun=evaluations))
-            calls[solver.name] = timing.compiled(solve, x0, *args)
+    for solver in filter(tells_count, solvers):
+        solve = solver.make(fun, Options(gtol=0.0, maxfun=evaluations))
+        calls[solver.name] = timing.compiled(solve, x0, *args)
     times = timing.interleaved(calls, rounds)
     each = {"value_and_grad": times.pop("value_and_grad") / evaluations}
     for name, taken in times.items():
@@ -156,57 +203,95 @@ def times_of(solvers, evaluations: int, rounds: int) -> dict:
     return each
 
 
-def print_seed(seed: int, rows: dict, each: dict) -> None:
-    """The table of one seed."""
-    alone = each["value_and_grad"]
-    print(f"\nseed {seed}: relative L2 error after k evaluations")
+def ahead(errors: dict[str, dict[str, float]]) -> None:
+    """Says, at each budget, how the best of jaxqn compares with the best peer.
+
+    Args:
+      errors: error by budget, by solver.
+    """
+    for k in map(str, AT):
+        reached = {name: row[k] for name, row in errors.items() if k in row}
+        ours = {name: e for name, e in reached.items() if name.startswith("jaxqn")}
+        peers_ = {name: e for name, e in reached.items() if name not in ours}
+        if ours and peers_:
+            us, peer = min(ours, key=ours.get), min(peers_, key=peers_.get)
+            word = "ahead of" if ours[us] < peers_[peer] else "BEHIND"
+            print(f"{k:>5}: {us} {ours[us]:.2e} {word} {peer} {peers_[peer]:.2e}")
+
+
+def print_errors(title: str, errors: dict, extra) -> None:
+    """One table; `extra` gives the columns after the errors, by solver."""
     columns = "".join(f"{k:>10}" for k in AT)
-    print(f"{'solver':22}{columns}{'loss':>10}{'time':>8}  ended")
-    for name, row in rows.items():
-        errors = "".join(
-            f"{row['errors'][str(k)]:10.2e}" if str(k) in row["errors"] else f"{'':10}" for k in AT
-        )
-        time = ""
-        if name in each:
-            time = f"{each[name] / alone:.2f}"
-        elif row["seconds at 1000"]:
-            time = f"~{row['seconds at 1000'] / 999 / alone:.2f}"
-        print(f"{name:22}{errors}{row['loss']:10.2e}{time:>8}  {row['ended']}")
+    print(f"\n{title}\n{'solver':22}{columns}{extra(None)}")
+    for name, row in errors.items():
+        cells = "".join(f"{row[str(k)]:10.2e}" if str(k) in row else f"{'':10}" for k in AT)
+        print(f"{name:22}{cells}{extra(name)}")
+    ahead(errors)
+
+
+def print_seed(seed: int, rows: dict, ratios: dict) -> None:
+    """The table of one seed."""
+
+    def extra(name):
+        if name is None:
+            return f"{'loss':>10}{'evals':>7}{'time':>8}  ended"
+        row, time = rows[name], ratios.get(name, "")
+        return f"{row['loss']:10.2e}{row['evaluations']:7d}{time:>8}  {row['ended']}"
+
+    errors = {name: row["errors"] for name, row in rows.items()}
+    print_errors(f"seed {seed}: relative L2 error after k evaluations", errors, extra)
+
+
+def chosen(names) -> list:
+    """The solvers to run, Adam, known only here, at the end."""
+    others = names if names is None else [name for name in names if name != ADAM.name]
+    solvers = []
+    for solver in peers.available(others) if others != [] else ():
+        if solver.name in SLOW and solver.name not in (names or ()):
+            print(f"skipped: {solver.name} (too slow at n = 1217; name it to run it)")
+        else:
+            solvers.append(solver)
+    if names is None or "peers" in names or ADAM.name in names:
+        solvers.append(ADAM)
+    return solvers
 
 
 def main(options) -> dict:
     """A table per seed, and geometric means over the seeds."""
     if options.dtype != "float64":
         print("(this workload is meant for float64)")
-    names = options.solvers
-    if names is not None:  # Adam is known only here
-        names = [name for name in names if name != ADAM.name]
-    solvers = []
-    for solver in peers.available(names) if names != [] else ():
-        if solver.name in SLOW and solver.name not in (options.solvers or ()):
-            print(f"skipped: {solver.name} (too slow at n = 1217; name it to run it)")
-        else:
-            solvers.append(solver)
-    at = AT[:1] if options.quick else AT
-    evaluations = 200 if options.quick else 1000
-    each = times_of(solvers, evaluations, 3)
-    print(f"value_and_grad alone {1e3 * each['value_and_grad']:.2f} ms")
+    solvers = chosen(options.solvers)
+    at = AT[:1] if options.quick else tuple(k for k in AT if k <= options.evaluations)
+    if not at:
+        raise ValueError(f"--evaluations must be at least {AT[0]}, got {options.evaluations}")
     seeds = [int(s) for s in options.seeds.split(",")]
-    results: dict = {"each": each, "seeds": {}}
+    runs = Runs(options.runs, options.dtype)
+    untimed = [s for s in solvers if s.name not in runs.ratios]
+    if untimed:
+        each = times_of(untimed, 200 if options.quick else 500, 3)
+        alone = each.pop("value_and_grad")
+        print(f"value_and_grad alone {1e3 * alone:.2f} ms", flush=True)
+        runs.ratios |= {name: f"{taken / alone:.2f}" for name, taken in each.items()}
+        runs.save()
     for seed in seeds:
-        rows = {s.name: errors_of(s, seed, at) for s in solvers}
-        if options.solvers is None or ADAM.name in options.solvers:
-            count = 1000 if options.quick else ADAM_EVALUATIONS
-            rows[f"{ADAM.name} ({count})"] = errors_of(ADAM, seed, (count,))
-        print_seed(seed, rows, each)
-        results["seeds"][seed] = rows
-    if len(seeds) > 1:
-        print(f"\ngeometric mean over seeds {options.seeds}")
         for solver in solvers:
-            logs = {
-                k: [np.log(results["seeds"][s][solver.name]["errors"][str(k)]) for s in seeds]
-                for k in at
+            if f"{solver.name} {seed}" in runs.rows:
+                continue
+            row = runs.rows[f"{solver.name} {seed}"] = errors_of(solver, seed, at)
+            clock = row["seconds by the clock"]
+            if solver.name not in runs.ratios and clock:
+                runs.ratios[solver.name] = f"~{clock / alone:.2f}"
+            runs.save()
+        rows = {s.name: runs.rows[f"{s.name} {seed}"] for s in solvers}
+        print_seed(seed, rows, runs.ratios)
+    if len(seeds) > 1:
+        means = {}
+        for solver in solvers:
+            each_seed = [runs.rows[f"{solver.name} {seed}"]["errors"] for seed in seeds]
+            shared = set.intersection(*map(set, each_seed))
+            means[solver.name] = {
+                k: float(np.exp(np.mean([np.log(errors[k]) for errors in each_seed])))
+                for k in shared
             }
-            means = "".join(f"{np.exp(np.mean(v)):10.2e}" for v in logs.values())
-            print(f"{solver.name:22}{means}")
-    return results
+        print_errors(f"geometric mean over seeds {options.seeds}", means, lambda _: "")
+    return {"rows": runs.rows, "ratios": runs.ratios}
