@@ -147,7 +147,8 @@ def minimize(
         matrix of shape ``(n, n)``, or a diagonal of shape ``(n,)``. For a limited-memory method,
         a diagonal as a pytree like ``x0``.
       state: ``result.state`` of an earlier call, to continue exactly where it stopped; ``x0`` then
-        only gives the structure. Counters and budgets go on from there.
+        only gives the structure. Counters and budgets go on from there. ``args`` must be the same:
+        for new data start anew from ``result.x``, with ``hess_inv0=result.hess_inv`` if you like.
       callback: called after every iteration with the result so far; a true return value stops the
         run. Eager calls only.
       progress: print a line to standard error about every second. Eager calls only.

@@ -258,12 +258,13 @@ def _fold(state: DenseState) -> DenseState:
 
 
 def inverse_hessian(state: DenseState) -> Array:
-    """The matrix H of a dense state, shape ``(..., n, n)``, with whatever batch axes it has."""
+    """The matrix H of a dense state, symmetric, shape ``(..., n, n)``, whatever batch axes it has."""
     low_rank = jnp.einsum(
         "...k,...ki,...kj->...ij", state.weights, state.panel, state.panel, precision=HIGHEST
     )
     shift, scale = state.base[..., 0, None, None], state.base[..., 1, None, None]
-    return shift * _identity(state) + scale * state.matrix + low_rank
+    H = shift * _identity(state) + scale * state.matrix + low_rank
+    return 0.5 * (H + jnp.swapaxes(H, -1, -2))
 
 
 def _identity(state: DenseState) -> Array:

@@ -1,6 +1,8 @@
 """Settings of the whole suite: strict JAX, eight virtual CPU devices, both precisions."""
 
+import gc
 import os
+from pathlib import Path
 
 os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
@@ -30,6 +32,20 @@ def configure(settings):
 configure(STRICT)
 # A compilation read from disk would hide what compiling costs, and every trace count with it.
 jax.config.update("jax_enable_compilation_cache", False)
+
+
+CROWDED = 20_000
+"""Mapped pieces of memory, of which a process may have some 65 000, and a compiled program many."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def bounded_programs():
+    """Gives compiled programs up after a module, once there are many."""
+    yield
+    maps = Path("/proc/self/maps")
+    if not maps.exists() or len(maps.read_bytes().splitlines()) > CROWDED:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(params=[jnp.float32, jnp.float64], ids=["float32", "float64"])

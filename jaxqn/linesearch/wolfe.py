@@ -43,7 +43,7 @@ class WolfeState(NamedTuple):
 def wolfe(
     *, c1: float = 1e-4, c2: float = 0.9, growth: float = 10.0, max_trials: int = 30
 ) -> LineSearch:
-    """Line search for the strong Wolfe conditions, approximate where phi is at its noise.
+    """Line search for the strong Wolfe conditions, or the approximate ones.
 
     Accepts alpha when phi(alpha) ≤ phi(0) + c1 alpha phi'(0) and |phi'(alpha)| ≤ c2 |phi'(0)|, or
     when the approximate Wolfe conditions hold and phi(alpha) exceeds phi(0) by rounding at most.
