@@ -98,7 +98,7 @@ def minimize_batch(
       ...     return jnp.sum((x - target) ** 2)
       >>> targets = jnp.arange(6.0).reshape(3, 2)
       >>> result = minimize_batch(fun, jnp.zeros(2), (targets,), in_axes=(None, 0))
-      >>> result.x.tolist(), bool(result.success.all())
+      >>> result.x.round(3).tolist(), bool(result.success.all())
       ([[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]], True)
 
     References:

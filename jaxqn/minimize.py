@@ -169,7 +169,7 @@ def minimize(
     Example:
       >>> import jax.numpy as jnp
       >>> rosenbrock = lambda x: 100 * (x[1] - x[0] ** 2) ** 2 + (1 - x[0]) ** 2
-      >>> result = minimize(rosenbrock, jnp.array([-1.2, 1.0]))
+      >>> result = minimize(rosenbrock, jnp.zeros(2))
       >>> bool(result.success), [round(float(v), 3) for v in result.x]
       (True, [1.0, 1.0])
 
