@@ -258,7 +258,7 @@ def _fold(state: DenseState) -> DenseState:
 
 
 def inverse_hessian(state: DenseState) -> Array:
-    """The matrix H of a dense state, symmetric, shape ``(..., n, n)``, whatever batch axes it has."""
+    """The matrix H of a dense state, symmetric, shape ``(..., n, n)``, for any batch axes."""
     low_rank = jnp.einsum(
         "...k,...ki,...kj->...ij", state.weights, state.panel, state.panel, precision=HIGHEST
     )
