@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jaxqn._typing import Array, ArrayTree
 
-__all__ = ["Layout", "common_size", "split"]
+__all__ = ["Layout", "common_size", "split", "spread"]
 
 
 class Layout(NamedTuple):
@@ -39,7 +39,7 @@ def split(in_axes: Any, arguments: tuple[Any, ...]) -> tuple[list[Array], list[A
         pairs = list(zip(in_axes, arguments, strict=True))
     else:
         pairs = [(in_axes, argument) for argument in arguments]
-    axes = [axis for prefix, tree in pairs for axis in _spread(prefix, tree)]
+    axes = [axis for prefix, tree in pairs for axis in spread(prefix, tree)]
     named, structure = jax.tree_util.tree_flatten_with_path(arguments)
     mapped, shared = [], []
     for (path, leaf), axis in zip(named, axes, strict=True):
@@ -57,7 +57,7 @@ def split(in_axes: Any, arguments: tuple[Any, ...]) -> tuple[list[Array], list[A
     return mapped, shared, Layout(structure, tuple(axis is not None for axis in axes))
 
 
-def _spread(prefix: Any, tree: ArrayTree) -> list[int | None]:
+def spread(prefix: Any, tree: ArrayTree) -> list[int | None]:
     """One axis per leaf of the tree, from a prefix of it."""
     if prefix is None or hasattr(prefix, "__index__"):
         return [prefix if prefix is None else int(prefix)] * len(jax.tree.leaves(tree))
@@ -72,7 +72,7 @@ def _spread(prefix: Any, tree: ArrayTree) -> list[int | None]:
         ) from None
     parts = one_level.flatten_up_to(tree)
     return [
-        axis for below, part in zip(prefixes, parts, strict=True) for axis in _spread(below, part)
+        axis for below, part in zip(prefixes, parts, strict=True) for axis in spread(below, part)
     ]
 
 

@@ -69,7 +69,7 @@ def _floating(name: str, leaf: Any) -> Any:
     return leaf
 
 
-def check_values(method: Any, linesearch: Any, args: Any, callback: Any) -> None:
+def check_values(method: Any, linesearch: Any, args: Any) -> None:
     """The arguments that are values of this library, or functions."""
     if not isinstance(method, QuasiNewton):
         raise TypeError(
@@ -86,6 +86,10 @@ def check_values(method: Any, linesearch: Any, args: Any, callback: Any) -> None
             f"args must be a tuple of the further arguments of fun, but it is {_described(args)}: "
             "write args=(data,)"
         )
+
+
+def check_callback(callback: Any) -> None:
+    """A callback is called."""
     if callback is not None and not callable(callback):
         raise TypeError(f"callback must be a function, but it is {_described(callback)}")
 

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxqn._numerics import HIGHEST, safe_divide
-from jaxqn._stacks import pooled, put, row, tree_dtype
+from jaxqn._packing import pooled
+from jaxqn._stacks import put, row, tree_dtype
 from jaxqn._typing import Array, ArrayTree
 
 LARGE = 2**16

@@ -5,6 +5,7 @@ sharded, because there is one device, the driver therefore keeps the small leave
 joined, and leaves the large ones alone: to join those would cost memory traffic.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 
 from jaxqn._typing import Array, ArrayTree
 
-__all__ = ["Packed", "is_packed", "packing", "repack", "unpacked"]
+__all__ = ["Packed", "is_packed", "packing", "pooled", "repack", "unpacked"]
 
 SMALL = 4096
 """Entries up to which a leaf is small."""
@@ -39,18 +40,38 @@ def is_packed(tree: Any) -> bool:
 def packing(x: ArrayTree) -> Callable[[ArrayTree], ArrayTree]:
     """How to pack what is like ``x``, also stacks of it; the identity where nothing is gained."""
     leaves = jax.tree.leaves(x)
-    small = [leaf.size <= SMALL for leaf in leaves]
-    if sum(small) < 2 or len({leaf.dtype for leaf in leaves}) > 1 or jax.device_count() > 1:
+    if len({leaf.dtype for leaf in leaves}) > 1 or not _gains([leaf.shape for leaf in leaves]):
         return lambda tree: tree
-    return lambda tree: _pack(tree, leaves, small)
+    axes = [leaf.ndim for leaf in leaves]
+    return lambda tree: _pack(jax.tree.leaves(tree), axes)
 
 
-def _pack(tree: ArrayTree, like: list[Array], small: list[bool]) -> Packed:
+def pooled(tree: ArrayTree, rows: int = 0) -> list[Array]:
+    """The leaves of a vector, or of a stack with ``rows`` axes in front, the small ones in one.
+
+    For reductions, which compile in a tenth of the time over one concatenation.
+    """
+    leaves = jax.tree.leaves(tree)
+    if not _gains([leaf.shape[rows:] for leaf in leaves]):
+        return leaves
+    dtype = jnp.result_type(*(leaf.dtype for leaf in leaves))
+    packed = _pack([leaf.astype(dtype) for leaf in leaves], [leaf.ndim - rows for leaf in leaves])
+    return [packed.small, *packed.large]
+
+
+def _gains(shapes: list[tuple[int, ...]]) -> bool:
+    """Whether there are small leaves to join, and certainly none of them sharded."""
+    return sum(math.prod(shape) <= SMALL for shape in shapes) > 1 and jax.device_count() == 1
+
+
+def _pack(leaves: list[Array], axes: list[int]) -> Packed:
+    """Join the small leaves, each of so many axes behind those of the stack."""
     joined, large = [], []
-    for leaf, model, is_small in zip(jax.tree.leaves(tree), like, small, strict=True):
-        batch = leaf.shape[: leaf.ndim - model.ndim]
-        if is_small:
-            joined.append(leaf.reshape(*batch, model.size))
+    for leaf, own in zip(leaves, axes, strict=True):
+        stack = leaf.shape[: leaf.ndim - own]
+        size = math.prod(leaf.shape[leaf.ndim - own :])
+        if size <= SMALL:
+            joined.append(leaf.reshape(*stack, size))
         else:
             large.append(leaf)
     return Packed(jnp.concatenate(joined, axis=-1), large)

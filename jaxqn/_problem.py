@@ -8,15 +8,24 @@ import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 
-from jaxqn._checks import nonnegative, scalar_value, split_aux, whole_number
+from jaxqn._checks import (
+    check_hashable,
+    check_initial,
+    check_values,
+    nonnegative,
+    scalar_value,
+    split_aux,
+    whole_number,
+)
 from jaxqn._packing import packing, unpacked
 from jaxqn._typing import Array, ArrayTree
-from jaxqn.linesearch import LineSearch
+from jaxqn.linesearch import LineSearch, wolfe
 from jaxqn.loop import LoopState, Point, start
+from jaxqn.methods import method_by_name
 from jaxqn.quasi_newton import QuasiNewton
 from jaxqn.termination import Tolerances, default_rtol
 
-__all__ = ["Problem", "tolerances"]
+__all__ = ["Problem", "problem_of", "tolerances"]
 
 
 class Problem(NamedTuple):
@@ -39,6 +48,14 @@ class Problem(NamedTuple):
         if self.qn.dense:
             return jax.flatten_util.ravel_pytree(x)
         return packing(x)(x), lambda v: unpacked(v, x)
+
+    def initial(self, hess_inv0: Any, x0: ArrayTree) -> Any:
+        """A given H0, checked for this method; ``None`` for none."""
+        if hess_inv0 is not None and self.qn.renew is not None:
+            raise ValueError(
+                "hess_inv0 starts a quasi-Newton method; this one takes the Hessian at x0"
+            )
+        return None if hess_inv0 is None else check_initial(hess_inv0, x0, self.qn.dense)
 
     def start(self, x0: ArrayTree, args: Any, H0: Any) -> LoopState:
         """The state before the first evaluation."""
@@ -67,6 +84,17 @@ class Problem(NamedTuple):
             return Point(x, f, g, aux)
 
         return evaluate, jax.hessian(lambda x: fun(x)[0])
+
+
+def problem_of(
+    fun: Any, method: str | QuasiNewton, linesearch: LineSearch | None, has_aux: bool, args: Any
+) -> Problem:
+    """The problem that a front door was given, checked."""
+    qn = method_by_name(method) if isinstance(method, str) else method
+    linesearch = wolfe() if linesearch is None else linesearch
+    check_values(qn, linesearch, args)
+    check_hashable(fun)
+    return Problem(fun, qn, linesearch, has_aux)
 
 
 def tolerances(

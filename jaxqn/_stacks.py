@@ -6,20 +6,17 @@ sharded as the parameters are; inner products are sums over leaves, at full prec
 """
 
 import functools
-import math
 import operator
 
 import jax
 import jax.numpy as jnp
 
 from jaxqn._numerics import HIGHEST
+from jaxqn._packing import pooled
 from jaxqn._typing import Array, ArrayTree
 
 LONG = 10_000
 """Entries of a vector from which a pass over it costs more than compiling around it."""
-
-SMALL = 4096
-"""Entries up to which a leaf joins others before they are reduced."""
 
 
 def tree_dtype(tree: ArrayTree) -> jnp.dtype:
@@ -34,23 +31,6 @@ def _widest(*dtypes: jnp.dtype) -> jnp.dtype:
 def size(tree: ArrayTree) -> int:
     """How many numbers a vector has."""
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
-
-
-def pooled(tree: ArrayTree, rows: int = 0) -> list[Array]:
-    """The leaves of a vector, or of a stack with ``rows`` axes in front, the small ones in one.
-
-    A pass over one concatenation compiles in a tenth of the time of a pass over each of many small
-    leaves. With several devices they may be sharded, and are left alone.
-    """
-    leaves = jax.tree.leaves(tree)
-    small = [math.prod(leaf.shape[rows:]) <= SMALL for leaf in leaves]
-    if sum(small) < 2 or jax.device_count() > 1:
-        return leaves
-    joined = [leaf for leaf, is_small in zip(leaves, small, strict=True) if is_small]
-    dtype = jnp.result_type(*(leaf.dtype for leaf in joined))
-    flat = [leaf.reshape(*leaf.shape[:rows], -1).astype(dtype) for leaf in joined]
-    others = [leaf for leaf, is_small in zip(leaves, small, strict=True) if not is_small]
-    return [jnp.concatenate(flat, axis=rows), *others]
 
 
 def inf_norm(tree: ArrayTree) -> Array:

@@ -10,21 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxqn._checks import (
-    check_hashable,
-    check_initial,
-    check_state,
-    check_values,
-    check_x0,
-    is_traced,
-)
+from jaxqn._checks import check_callback, check_state, check_x0, is_traced
 from jaxqn._packing import repack, unpacked
-from jaxqn._problem import Problem, tolerances
+from jaxqn._problem import Problem, problem_of, tolerances
 from jaxqn._typing import Array, ArrayTree, Objective
-from jaxqn.linesearch import LineSearch, wolfe
+from jaxqn.linesearch import LineSearch
 from jaxqn.loop import LoopState, lowest, run
 from jaxqn.memory import MemoryState, stored_pairs
-from jaxqn.methods import method_by_name
 from jaxqn.quasi_newton import DenseState, QuasiNewton, inverse_hessian
 from jaxqn.termination import MESSAGES, Status, Tolerances
 
@@ -76,7 +68,7 @@ class MinimizeResult(NamedTuple):
         What the method needed, which for the self-scaled ones may be far from the inverse of the
         Hessian; for standard errors invert :func:`jaxqn.derivatives.hessian` at ``x``.
         """
-        if not isinstance(self.state.approx, DenseState):
+        if not isinstance(self._approx, DenseState):
             raise ValueError(
                 "a limited-memory method has no matrix: multiply by it with "
                 "jaxqn.inverse_hessian_product(result.state.approx, v), and divide by "
@@ -84,21 +76,31 @@ class MinimizeResult(NamedTuple):
                 "result.pairs"
             )
         unit = self.state.norms[..., 0, None, None]
-        return inverse_hessian(self.state.approx) / unit
+        return inverse_hessian(self._approx) / unit
 
     @property
     def pairs(self) -> tuple[ArrayTree, ArrayTree, Array]:
         """The pairs of a limited-memory method, see :func:`jaxqn.stored_pairs`.
 
-        In the objective's own units, whereas the state holds gradients divided by the first one's
-        norm. Only for a single result.
+        In the objective's own units, whereas the state holds gradients over ``state.norms[0]``.
+        Only for a single result.
         """
-        if not isinstance(self.state.approx, MemoryState):
+        if not isinstance(self._approx, MemoryState):
             raise ValueError("a dense method keeps no pairs: its matrix is result.hess_inv")
-        S, Y, valid = stored_pairs(self.state.approx)
+        S, Y, valid = stored_pairs(self._approx)
         unit = self.state.norms[0]
         S, Y = unpacked(S, self.x), unpacked(Y, self.x)
         return S, jax.tree.map(lambda y: unit.astype(y.dtype) * y, Y), valid
+
+    @property
+    def _approx(self) -> Any:
+        """The approximation of the inverse Hessian that the run ended with."""
+        if not isinstance(self.state, LoopState):
+            raise ValueError(
+                "a batch keeps no inverse Hessians and no pairs: run minimize from the x of those "
+                "that you want them of, or invert jaxqn.derivatives.hessian(fun) there"
+            )
+        return self.state.approx
 
 
 def minimize(
@@ -177,23 +179,18 @@ def minimize(
       Nocedal & Wright, Numerical Optimization, 2nd ed., 2006, algorithm 6.1; the updates are in
       :mod:`jaxqn.updates`, the search in :func:`jaxqn.wolfe`.
     """
-    qn = method_by_name(method) if isinstance(method, str) else method
-    linesearch = wolfe() if linesearch is None else linesearch
-    check_values(qn, linesearch, args, callback)
+    problem = problem_of(fun, method, linesearch, has_aux, args)
+    check_callback(callback)
     x0, dtype, n = check_x0(x0)
-    check_hashable(fun)
     tol = tolerances(dtype, n, gtol, ftol, xtol, maxiter, maxfun)
-    H0 = None if hess_inv0 is None else check_initial(hess_inv0, x0, qn.dense)
-    if H0 is not None and qn.renew is not None:
-        raise ValueError("hess_inv0 starts a quasi-Newton method; this one takes the Hessian at x0")
-    problem = Problem(fun, qn, linesearch, has_aux)
+    H0 = problem.initial(hess_inv0, x0)
     begin = functools.partial(_start, problem=problem)
     if state is None:
         state = begin(x0, args, H0)
     elif H0 is not None:
         raise ValueError("hess_inv0 is for a new run, but this one continues a state")
     else:
-        if not qn.dense:
+        if not problem.qn.dense:
             state = _repacked(state, x0)
         check_state(state, jax.eval_shape(begin, x0, args, None))
     go = functools.partial(_run, args=args, problem=problem)

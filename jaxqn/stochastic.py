@@ -22,7 +22,6 @@ __all__ = [
     "bounded_direction",
     "doubly_damped_pair",
     "same_batch_pair",
-    "unbiased",
     "within_noise",
 ]
 
@@ -75,21 +74,6 @@ def same_batch_pair(
     g_new = gradient(x_new) if g_new is None else g_new
     s = jax.tree.map(jnp.subtract, x_new, x)
     return s, jax.tree.map(jnp.subtract, g_new, gradient(x))
-
-
-def unbiased(mean: ArrayTree, decay: float, count: Array) -> ArrayTree:
-    """A running mean from zero over the weight 1 − decayᵏ that it has had; zero at k = 0.
-
-    Example:
-      >>> unbiased(jnp.array([0.25]), 0.75, jnp.array(1)).tolist()
-      [1.0]
-    """
-
-    def of_leaf(v: Array) -> Array:
-        k = jnp.maximum(count, 1).astype(v.dtype)
-        return v / (1 - jnp.power(jnp.asarray(decay, v.dtype), k))
-
-    return jax.tree.map(of_leaf, mean)
 
 
 def within_noise(ss: Array, sy: Array, yy: Array, size: int, *, sigmas: float = 1.0) -> Array:

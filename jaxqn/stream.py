@@ -15,14 +15,14 @@ from typing import Any, NoReturn
 import jax
 import numpy as np
 
-from jaxqn._axes import Layout, _spread, common_size, split
+from jaxqn._axes import Layout, common_size, split, spread
+from jaxqn._batch import solve_batch
 from jaxqn._checks import is_traced
+from jaxqn._problem import problem_of
 from jaxqn._typing import ArrayTree, Objective
-from jaxqn.batch import _batch, _problem
 from jaxqn.linesearch import LineSearch
 from jaxqn.minimize import DEFAULT_METHOD, MinimizeResult
 from jaxqn.quasi_newton import QuasiNewton
-from jaxqn.termination import Tolerances
 
 __all__ = ["minimize_stream"]
 
@@ -93,7 +93,7 @@ def minimize_stream(
       >>> result.x[3].tolist(), bool(result.success.all())
       ([6.0, 7.0], True)
     """
-    options = Tolerances(gtol, None, ftol, xtol, maxiter, maxfun)
+    options = dict(gtol=gtol, ftol=ftol, xtol=xtol, maxiter=maxiter, maxfun=maxfun)
     if is_traced((x0, args, options, hess_inv0)):
         raise TypeError(
             "minimize_stream runs on the host, but this call is being traced (jit, vmap or scan): "
@@ -101,7 +101,7 @@ def minimize_stream(
         )
     if isinstance(chunk, bool) or not hasattr(chunk, "__index__") or int(chunk) < 1:
         raise ValueError(f"chunk must be a whole number of at least 1, but it is {chunk!r}")
-    problem = _problem(fun, method, linesearch, has_aux, args)
+    problem = problem_of(fun, method, linesearch, has_aux, args)
     mapped, shared, layout = _on_host(in_axes, (x0, *args))
     total = len(mapped[0])
     chunk = min(int(chunk), total)
@@ -110,11 +110,14 @@ def minimize_stream(
         x0, *args = layout.join(some, shared)
         zeros: list[Any] = [0] * len(some)
         axes = layout.join(zeros, [None] * len(shared))
-        result = _batch(problem, x0, tuple(args), axes, lanes, options, hess_inv0, mesh, None)
+        result = solve_batch(
+            problem, x0, tuple(args), axes, lanes, options, hess_inv0=hess_inv0, mesh=mesh
+        )
         return result._replace(state=None)
 
     first, same, files = [a[:chunk] for a in mapped], (shared, hess_inv0), None
     shapes = jax.eval_shape(solve, first, *same)
+    problem.initial(hess_inv0, layout.join([a[0] for a in mapped], shared)[0])  # its numbers
     whole = jax.tree.map(lambda a: np.empty((total, *a.shape[1:]), a.dtype), shapes)
     if folder is not None:
         call = {
@@ -125,7 +128,7 @@ def minimize_stream(
             "method": method if isinstance(method, str) else "a QuasiNewton",
             "lanes": lanes if lanes is None else int(lanes),
             "devices": 1 if mesh is None else mesh.size,
-            **{k: v if v is None else float(v) for k, v in options._asdict().items()},
+            **{k: v if v is None else float(v) for k, v in options.items()},
             "program": _digest([jax.jit(solve).lower(first, *same).as_text()]),
         }
         files = _Files(Path(folder), call)
@@ -137,7 +140,7 @@ def minimize_stream(
 def _on_host(in_axes: Any, arguments: Any) -> tuple[list[np.ndarray], list[Any], Layout]:
     """As ``split``, but what runs over problems is not read, and the others are on the device."""
     common_size(jax.eval_shape(lambda arguments: split(in_axes, arguments)[0], arguments))
-    axes = _spread(tuple(in_axes) if isinstance(in_axes, list) else in_axes, arguments)
+    axes = spread(tuple(in_axes) if isinstance(in_axes, list) else in_axes, arguments)
     leaves, structure = jax.tree.flatten(arguments)
     pairs = list(zip(leaves, axes, strict=True))
     mapped = [np.moveaxis(np.asarray(leaf), axis, 0) for leaf, axis in pairs if axis is not None]

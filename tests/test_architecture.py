@@ -41,6 +41,7 @@ ROOMS = [
     "minimize",
     "_axes",
     "_lanes",
+    "_batch",
     "batch",
     "stream",
     "transforms",

@@ -163,14 +163,14 @@ def kept(tmp_path, whole):
 
 def computed(monkeypatch):
     """A list that grows by one for every chunk that is solved from now on."""
-    calls, solve = [], jaxqn.batch._solve
+    calls, solve = [], jaxqn._batch._solve
 
     def counted(mapped, *args, **kwargs):
         if not isinstance(mapped[0], jax.core.Tracer):
             calls.append(len(mapped[0]))
         return solve(mapped, *args, **kwargs)
 
-    monkeypatch.setattr(jaxqn.batch, "_solve", counted)
+    monkeypatch.setattr(jaxqn._batch, "_solve", counted)
     return calls
 
 
@@ -263,7 +263,7 @@ jax.config.update("jax_enable_x64", True)
 import jaxqn.batch
 from test_stream import inputs, stream
 
-solve, solved = jaxqn.batch._solve, 0
+solve, solved = jaxqn._batch._solve, 0
 
 def counted(mapped, *args, **kwargs):
     global solved
@@ -272,7 +272,7 @@ def counted(mapped, *args, **kwargs):
         time.sleep(float(sys.argv[2]))
     return solve(mapped, *args, **kwargs)
 
-jaxqn.batch._solve = counted
+jaxqn._batch._solve = counted
 x0, args = inputs()
 result = stream(x0, args, folder=sys.argv[1])
 print("solved", solved)

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from jaxqn._checks import is_traced, scalar_value, split_aux
-from jaxqn._typing import Array
+from jaxqn._typing import Array, ArrayTree
 
 
 def float_dtypes(params: optax.Params) -> dict[np.dtype, str]:
@@ -41,6 +41,26 @@ def check_one_dtype(params: optax.Params) -> None:
 def at_least_float32(dtype: np.dtype) -> np.dtype:
     """``dtype`` itself, or float32 in place of half precision, too coarse for curvature."""
     return jnp.dtype(jnp.float32) if jnp.finfo(dtype).bits < 32 else dtype
+
+
+def all_entries(holds: Callable[[Array], Array], tree: ArrayTree) -> Array:
+    """Whether something holds for all entries, shape ``()``."""
+    return jnp.all(jnp.stack([jnp.all(holds(leaf)) for leaf in jax.tree.leaves(tree)]))
+
+
+def unbiased(mean: ArrayTree, decay: float, count: Array) -> ArrayTree:
+    """A running mean from zero over the weight 1 − decayᵏ that it has had; zero at k = 0."""
+
+    def of_leaf(v: Array) -> Array:
+        k = jnp.maximum(count, 1).astype(v.dtype)
+        return v / (1 - jnp.power(jnp.asarray(decay, v.dtype), k))
+
+    return jax.tree.map(of_leaf, mean)
+
+
+def adam_diagonal(nu: ArrayTree, decay: float, eps: float, count: Array) -> ArrayTree:
+    """Adam's 1/(√ν̂ + eps), from the running mean of the squares."""
+    return jax.tree.map(lambda v: 1 / (jnp.sqrt(v) + eps), unbiased(nu, decay, count))
 
 
 def once(compiled: Any, *operands: Any, **static: Any) -> Any:

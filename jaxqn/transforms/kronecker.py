@@ -16,8 +16,13 @@ from jaxqn.kronecker import (
     side_by_rank_one,
     white_side,
 )
-from jaxqn.stochastic import unbiased
-from jaxqn.transforms._common import at_least_float32, float_dtypes, once
+from jaxqn.transforms._common import (
+    all_entries,
+    at_least_float32,
+    float_dtypes,
+    once,
+    unbiased,
+)
 
 __all__ = ["KroneckerFactors", "ScaleByKroneckerState", "scale_by_kronecker"]
 
@@ -200,7 +205,7 @@ def _whiten(
 ) -> tuple[optax.Updates, ScaleByKroneckerState]:
     """Running means leaf by leaf, and the direction of each."""
     leaves, structure = jax.tree.flatten(updates)
-    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(g)) for g in leaves]))
+    finite = all_entries(jnp.isfinite, updates)
     count = state.count + finite.astype(jnp.int32)
     directions, means, squares, factors = [], [], [], []
     columns = (

@@ -10,7 +10,7 @@ import optax
 from jaxqn._typing import Array, ArrayTree
 from jaxqn.memory import lbfgs_memory
 from jaxqn.memory_sr1 import lsr1_memory
-from jaxqn.transforms._common import at_least_float32, once
+from jaxqn.transforms._common import adam_diagonal, all_entries, at_least_float32, once
 from jaxqn.transforms.quasi_newton import (
     ScaleByQuasiNewtonState,
     precondition,
@@ -163,7 +163,7 @@ def _corrected_adam(
     searched: bool,
 ) -> tuple[optax.Updates, ScaleByCorrectedAdamState]:
     """Second moment, then the pairs on top of it."""
-    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(g)) for g in jax.tree.leaves(updates)]))
+    finite = all_entries(jnp.isfinite, updates)
 
     def second_moment(g: Array, nu: Array) -> Array:
         g = g.astype(nu.dtype)
@@ -171,16 +171,11 @@ def _corrected_adam(
 
     nu = jax.tree.map(second_moment, updates, state.nu)
     steps = state.pairs.count + finite.astype(state.pairs.count.dtype)
-
-    def diagonal(nu: Array) -> Array:
-        bias = 1 - jnp.power(jnp.asarray(b2, nu.dtype), steps.astype(nu.dtype))
-        return 1 / (jnp.sqrt(nu / jnp.where(steps > 0, bias, 1)) + eps)
-
     directions, pairs = precondition(
         updates,
         state.pairs,
         params,
-        jax.tree.map(diagonal, nu),
+        adam_diagonal(nu, b2, eps, steps),
         qn=lbfgs_memory(memory),
         searched=searched,
     )

@@ -29,6 +29,7 @@ from jaxqn.rules import (
     ssbroyden_rule,
 )
 from jaxqn.transforms._common import (
+    all_entries,
     at_least_float32,
     check_one_dtype,
     float_dtypes,
@@ -163,14 +164,14 @@ def precondition(
     g, to_updates = _vector(updates, qn)
 
     # A point that is not finite is taken for the last one again.
-    finite = _every(jnp.isfinite, x) & _every(jnp.isfinite, g)
+    finite = all_entries(jnp.isfinite, x) & all_entries(jnp.isfinite, g)
     x, g = optax.tree.where(finite, x, state.params), optax.tree.where(finite, g, state.updates)
 
     # The pair is zero at the first call, and where the parameters have not moved.
     s, y = optax.tree.sub(x, state.params), optax.tree.sub(g, state.updates)
     later = finite & (state.count > 0)
-    moved = later & ~_every(_zero, s)
-    stuck = later & ~moved & _every(_zero, y) & searched
+    moved = later & ~all_entries(_zero, s)
+    stuck = later & ~moved & all_entries(_zero, y) & searched
     zeros = optax.tree.zeros_like(s)
     s, y = optax.tree.where(moved, s, zeros), optax.tree.where(moved, y, zeros)
     start = {} if H0 is None else {"H0": H0}
@@ -178,8 +179,8 @@ def precondition(
 
     # No descent, or none that was found: forget the curvature, and follow the gradient.
     (slope,) = _stacks.products((g, Hg))
-    descent = (slope > 0) & _every(jnp.isfinite, Hg) & ~stuck
-    approx = qn.reset(approx, finite & ~descent & ~_every(_zero, g))
+    descent = (slope > 0) & all_entries(jnp.isfinite, Hg) & ~stuck
+    approx = qn.reset(approx, finite & ~descent & ~all_entries(_zero, g))
     Hg = optax.tree.where(descent, Hg, g if H0 is None else optax.tree.mul(H0, g))
     state = ScaleByQuasiNewtonState(
         count=state.count + finite.astype(jnp.int32),
@@ -204,11 +205,6 @@ def _vector(tree: optax.Params, qn: QuasiNewton) -> tuple[ArrayTree, Callable[..
     return jax.tree.map(widened, arrays), lambda vector: jax.tree.map(
         lambda leaf, like: leaf.astype(like.dtype), vector, arrays
     )
-
-
-def _every(holds: Callable[[Array], Array], tree: ArrayTree) -> Array:
-    """Whether something holds for all entries."""
-    return jnp.all(jnp.stack([jnp.all(holds(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 
 def _zero(leaf: Array) -> Array:

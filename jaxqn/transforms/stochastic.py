@@ -12,14 +12,17 @@ from jaxqn._checks import check_initial
 from jaxqn._stacks import vdot
 from jaxqn._typing import Array, ArrayTree
 from jaxqn.memory import lbfgs_memory
-from jaxqn.stochastic import absorb_noisy_pair, bounded_direction, unbiased
+from jaxqn.stochastic import absorb_noisy_pair, bounded_direction
 from jaxqn.transforms._common import (
     Objective,
+    adam_diagonal,
+    all_entries,
     at_least_float32,
     check_unmasked,
     float_dtypes,
     once,
     split_data,
+    unbiased,
 )
 
 __all__ = ["Anchor", "ScaleByStochasticLBFGSState", "scale_by_stochastic_lbfgs"]
@@ -242,7 +245,7 @@ def _step(
     options: Options,
 ) -> tuple[optax.Updates, ScaleByStochasticLBFGSState]:
     """Adam's means, the pair if one is due, and the direction."""
-    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(v)) for v in jax.tree.leaves(updates)]))
+    finite = all_entries(jnp.isfinite, updates)
     now = Anchor(_wide(params), _wide(updates))
     place = state.count % options.every + 1
 
@@ -266,8 +269,7 @@ def _step(
     if diagonal is not None:
         D = jax.tree.map(lambda d, v: jnp.asarray(d, v.dtype), diagonal, state.nu)
     else:
-        root = jax.tree.map(jnp.sqrt, unbiased(state.nu, options.b2, state.count))
-        D = jax.tree.map(lambda v: 1 / (v + options.eps), root)
+        D = adam_diagonal(state.nu, options.b2, options.eps, state.count)
 
     if pair is not None:
         state = _absorb(state, _wide(pair), D, options)

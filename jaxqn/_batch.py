@@ -1,0 +1,155 @@
+"""The compiled program of a batch: arguments split by problem, devices, results put together."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxqn._axes import Layout, common_size, split
+from jaxqn._checks import check_x0
+from jaxqn._lanes import Queue, narrow, run_queue
+from jaxqn._problem import Problem, tolerances
+from jaxqn._stacks import size
+from jaxqn._typing import Array, ArrayTree
+from jaxqn.loop import LoopState
+from jaxqn.minimize import MinimizeResult
+from jaxqn.quasi_newton import QuasiNewton
+from jaxqn.termination import Tolerances
+
+__all__ = ["BatchState", "solve_batch"]
+
+
+class BatchState(NamedTuple):
+    """How the lanes of a batch were used; the problems' own states are not kept.
+
+    Attributes:
+      lanes: lanes of the two stages, the full and the narrow one, int32, shape ``(devices, 2)``.
+      trips: trips that the lanes of a stage made together, int32, shape ``(devices, 2)``.
+    """
+
+    lanes: Array
+    trips: Array
+
+    def occupancy(self, nfev: Array) -> Array:
+        """The share of lanes and trips that evaluated something needed, given all ``nfev``."""
+        made = self.lanes.astype(jnp.float32) * self.trips.astype(jnp.float32)
+        return jnp.sum(nfev.astype(jnp.float32)) / jnp.sum(made)
+
+
+def solve_batch(
+    problem: Problem,
+    x0: ArrayTree,
+    args: tuple[Any, ...],
+    in_axes: Any,
+    lanes: int | None,
+    options: dict[str, Any],
+    *,
+    hess_inv0: Any = None,
+    mesh: jax.sharding.Mesh | None = None,
+    target: Array | None = None,
+) -> MinimizeResult:
+    """Check, and run the compiled program; ``options`` are tolerances and budgets."""
+    x0, dtype, _ = check_x0(x0)
+    mapped, shared, layout = split(in_axes, (x0, *args))
+    count = common_size(mapped)
+    one: Any = jax.eval_shape(lambda leaves: layout.join([a[0] for a in leaves], shared)[0], mapped)
+    n = size(one)
+    tol = tolerances(dtype, n, **options)
+    H0 = problem.initial(hess_inv0, one)
+    if mesh is not None:  # also one with explicit axes: nothing outside sees them
+        mesh = jax.sharding.Mesh(mesh.devices, mesh.axis_names)
+    devices = 1 if mesh is None else mesh.size
+    each = -(-count // devices)
+    width = _width(lanes, each, n, problem.qn)
+    if target is not None:
+        target = target.astype(dtype)
+    solve = functools.partial(_solve, problem=problem, layout=layout, lanes=width, mesh=mesh)
+    return solve(mapped, shared, tol, H0, target, count=count)
+
+
+def _width(lanes: int | None, count: int, n: int, qn: QuasiNewton) -> int:
+    """How many lanes: as asked, or by what fits a cache and keeps the end of the queue short."""
+    if lanes is not None:
+        if isinstance(lanes, bool) or not hasattr(lanes, "__index__") or int(lanes) < 1:
+            raise ValueError(f"lanes must be a whole number of at least 1, but it is {lanes!r}")
+        return min(int(lanes), count)
+    numbers = n * n if qn.dense else 20 * n
+    most = 256 if jax.default_backend() == "cpu" else 4096
+    return min(count, max(min(most, 2**22 // numbers, count // 16), 16))
+
+
+@functools.partial(jax.jit, static_argnames=("problem", "layout", "lanes", "mesh", "count"))
+def _solve(
+    mapped: list[Array],
+    shared: list[Any],
+    tol: Tolerances,
+    H0: Any,
+    target: Array | None,
+    *,
+    problem: Problem,
+    layout: Layout,
+    lanes: int,
+    mesh: jax.sharding.Mesh | None,
+    count: int,
+) -> MinimizeResult:
+    """All problems, on one device or evenly on all of a mesh."""
+    queued = functools.partial(_queued, problem=problem, layout=layout, lanes=lanes)
+    if mesh is not None:
+        spare = -count % mesh.size
+        mapped = [jnp.concatenate([a, jnp.repeat(a[-1:], spare, axis=0)]) for a in mapped]
+        each, same = jax.sharding.PartitionSpec(mesh.axis_names), jax.sharding.PartitionSpec()
+        queued = jax.shard_map(
+            queued,
+            mesh=mesh,
+            in_specs=(each, same, same, same, same),
+            out_specs=(each, each),
+            check_vma=False,
+        )
+    result, trips = queued(mapped, shared, tol, H0, target)
+    result = jax.tree.map(lambda leaf: leaf[:count], result)
+    widths = jnp.array([lanes, narrow(lanes)], jnp.int32)
+    state: Any = BatchState(jnp.broadcast_to(widths, trips.shape), trips)
+    return result._replace(state=state)
+
+
+def _queued(
+    mapped: list[Array],
+    shared: list[Any],
+    tol: Tolerances,
+    H0: Any,
+    target: Array | None,
+    *,
+    problem: Problem,
+    layout: Layout,
+    lanes: int,
+) -> tuple[MinimizeResult, Array]:
+    """The problems of one device."""
+
+    def data(index: Array) -> list[Array]:
+        return [leaf.at[index].get(mode="clip") for leaf in mapped]
+
+    def begin(one: list[Array]) -> LoopState:
+        x, *args = layout.join(one, shared)
+        return problem.start(x, args, H0)
+
+    def on_vectors(one: list[Array]) -> Any:
+        x, *args = layout.join(one, shared)
+        return problem.on_vectors(x, args)
+
+    queue = Queue(mapped[0].shape[0], data, begin, on_vectors)
+    ended, trips = run_queue(queue, lanes, problem, tol, target)
+    first = layout.join([leaf[0] for leaf in mapped], shared)[0]
+    back = jax.vmap(problem.vector(first)[1])
+    status, nit, nfev = jnp.unstack(ended.counts, axis=1)
+    result = MinimizeResult(
+        x=back(ended.x),
+        fun=ended.f,
+        jac=back(ended.g),
+        status=status,
+        nit=nit,
+        nfev=nfev,
+        state=None,
+        aux=ended.aux,
+    )
+    return result, trips[None]
