@@ -18,6 +18,7 @@ from jaxqn._numerics import eps
 from jaxqn._typing import Array, ArrayTree
 from jaxqn.linesearch import LineSearch
 from jaxqn.linesearch.conditions import rounding_noise
+from jaxqn.linesearch.initial import first_step, next_step
 from jaxqn.quasi_newton import QuasiNewton
 from jaxqn.termination import Status, Tolerances, assess, within_gtol
 
@@ -127,6 +128,12 @@ def is_short(s: ArrayTree, x: ArrayTree, xtol: Array) -> Array:
     return ss <= xtol**2 * xx
 
 
+def vanishes(alpha: Array, Hg: ArrayTree, x: ArrayTree) -> Array:
+    """Whether a step length moves no entry of x by more than its last digit."""
+    moves = jax.tree.map(lambda d, x: alpha * jnp.abs(d) > eps(x.dtype) * jnp.abs(x), Hg, x)
+    return ~functools.reduce(jnp.logical_or, map(jnp.any, jax.tree.leaves(moves)))
+
+
 def power_of_two(size: Array) -> Array:
     """The power of two next to a size, within what can be inverted; 1 for zero and NaN."""
     info = jnp.finfo(size.dtype)
@@ -143,15 +150,6 @@ def in_unit(first: Array, unit: Array, g: ArrayTree) -> tuple[Array, ArrayTree]:
 def recover(x: ArrayTree, best: Trial, Hg: ArrayTree) -> Point:
     """The trial as a point."""
     return Point(along(x, best.alpha, Hg), best.f, best.g, best.aux)
-
-
-def first_step(f: Array, g_length: Array) -> Array:
-    """Length of the first step along −g: min(1, 2 |f|/‖g‖), whatever the scale of f.
-
-    2 |f|/‖g‖ is where a parabola with this slope that bottoms out at 0 has its minimum.
-    """
-    distance = 2 * jnp.abs(f) / g_length
-    return jnp.where(distance > 0, jnp.minimum(distance, 1), jnp.ones_like(distance))
 
 
 def start(x: ArrayTree, aux: Any, qn: QuasiNewton, linesearch: LineSearch, H0: Any) -> LoopState:
@@ -200,11 +198,13 @@ def trip(
     (dphi,) = _stacks.products((trial.g, state.Hg))
     dphi = -jnp.where(unit > 0, unit, 1) * dphi
     search, done, given_up = linesearch.step(state.search, trial.f, dphi)
-    hidden = agree(point.f, dphi0, trial.f, dphi, alpha)
+    ahead = search.alpha < alpha
+    given_up |= ~done & where(ahead, lambda: vanishes(search.alpha, state.Hg, point.x), ahead)
     # A direction that is no descent is given up at once: that of a converged run taken up again.
     descent = dphi0 < 0
     accepted = running & (first | (done & descent))
     given_up = running & ~accepted & (given_up | ~descent)
+    hidden = where(given_up, lambda: agree(point, trial, unit), given_up)
     lower = (trial.f < best.f) & jnp.isfinite(trial.f) & jnp.isfinite(dphi)
     keep = running & lower & ~accepted
     rescued = given_up & (jnp.where(lower, trial.f, best.f) < point.f)
@@ -240,12 +240,14 @@ def trip(
     Hg, gHg = maybe(lost, (Hg, gHg), lambda _: (new.g, *_stacks.products((new.g, new.g))))
     steepest = lost | (state.steepest & (first | ~moved))
     slope, length = -unit * gHg, jnp.sqrt(jnp.where(gHg > 0, gHg, 1))
-    alpha0 = jnp.where(steepest, first_step(new.f, unit * length) / length, 1)
+    decrease = point.f - new.f
+    cautious = ~state.steepest & (qn.renew is None)
+    alpha0 = jnp.where(cautious, next_step(alpha, dphi0, dphi, decrease, slope), 1)
+    alpha0 = jnp.where(steepest, first_step(new.f, unit * length) / length, alpha0)
     fresh_search = linesearch.init(new.f, slope, alpha0)
 
     # Assess.
     short = where(tol.xtol > 0, lambda: is_short(s, new.x, tol.xtol), failed)
-    decrease = point.f - new.f
     progress = first | (decrease > eps(new.f.dtype) * jnp.abs(new.f)) | (g_norm < 0.9 * g_best)
     step = moved & ~first
     flat = jnp.where(moved, jnp.where(progress, 0, flat + 1), flat)
@@ -274,11 +276,13 @@ def trip(
     )
 
 
-def agree(phi0: Array, dphi0: Array, phi: Array, dphi: Array, alpha: Array) -> Array:
+def agree(point: Point, trial: Point, unit: Array) -> Array:
     """Whether two values agree with their slopes, by the trapezoidal rule, up to rounding."""
-    change = phi - phi0
-    error = jnp.abs(change - 0.5 * alpha * (dphi0 + dphi))
-    return error <= rounding_noise(phi0) + 0.5 * jnp.abs(change)
+    s = jax.tree.map(jnp.subtract, trial.x, point.x)
+    before, after = _stacks.products((point.g, s), (trial.g, s))
+    change = trial.f - point.f
+    error = jnp.abs(change - 0.5 * unit * (before + after))
+    return error <= rounding_noise(point.f) + 0.5 * jnp.abs(change)
 
 
 def lowest(state: LoopState) -> Point:

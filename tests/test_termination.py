@@ -107,6 +107,10 @@ def raised(x, index, scale):
     return numbered(x, index, scale) + 1000
 
 
+def valley(x):
+    return 100 * (x[1] - x[0] ** 2) ** 2 + (1 - x[0]) ** 2
+
+
 @pytest.mark.parametrize("name", ["logistic", "quadratic", "quartic"])
 def test_stalled_where_rounding_hides_the_decrease(name, dtype):
     """A gradient of exactly zero is asked for, and cannot be had: the run ends by itself, early."""
@@ -120,6 +124,15 @@ def test_stalled_where_rounding_hides_the_decrease(name, dtype):
     noise = 100 * float(jnp.finfo(dtype).eps) * 1000
     assert float(result.fun) - (1000 + by_name(name).minimum) <= noise
     assert int(result.nfev) < 600
+
+
+@each_search
+def test_stalled_one_last_digit_from_the_minimiser(linesearch, dtype):
+    """Steps that would leave x as it is are not tried."""
+    x0 = jnp.array([1, 1 + jnp.finfo(dtype).eps], dtype)
+    result = minimize(valley, x0, linesearch=linesearch)
+    assert status(result) == Status.STALLED
+    assert int(result.nfev) <= 5
 
 
 # MAX_ITER and MAX_FUN: their exactness is tested with the driver

@@ -10,7 +10,7 @@ import optax
 
 from jaxqn._typing import Array, ArrayTree
 from jaxqn.linesearch import LineSearch, wolfe
-from jaxqn.loop import first_step
+from jaxqn.linesearch.initial import first_step
 from jaxqn.transforms._common import (
     Objective,
     at_least_float32,
