@@ -105,8 +105,9 @@ class LoopState(NamedTuple):
       search: state of the line search.
       approx: state of the inverse-Hessian approximation.
       steepest: whether the direction is the negative gradient.
-      norms: shape ``(5,)``: the unit; the largest entry of the gradient at the first point, at the
-        current one, and where it was smallest; the slope −gᵀH g along the direction.
+      norms: shape ``(6,)``: the unit; the largest entry of the gradient at the first point, at the
+        current one, and where it was smallest; the slope −gᵀH g along the direction; the lowest
+        value of any point so far.
       counts: steps taken, evaluations, and steps in a row without progress; int32, shape ``(3,)``.
       status: :class:`jaxqn.Status`, int32.
     """
@@ -164,7 +165,7 @@ def start(x: ArrayTree, aux: Any, qn: QuasiNewton, linesearch: LineSearch, H0: A
         approx=qn.init(x, H0),
         steepest=jnp.array(H0 is None and qn.renew is None),
         # A unit of 0 is yet to be taken from the first gradient.
-        norms=jnp.array([0 if H0 is None else 1, jnp.inf, jnp.inf, jnp.inf, -1], dtype),
+        norms=jnp.array([0 if H0 is None else 1, jnp.inf, jnp.inf, jnp.inf, -1, jnp.inf], dtype),
         counts=jnp.zeros((3,), jnp.int32),
         status=jnp.int32(Status.RUNNING),
     )
@@ -184,7 +185,7 @@ def trip(
     """
     point, best = state.point, state.best
     nit, nfev, flat = state.counts
-    unit, g0_norm, g_norm, g_best, dphi0 = state.norms
+    unit, g0_norm, g_norm, g_best, dphi0, f_best = state.norms
     running = state.status == Status.RUNNING
     first = nfev == 0
     long = _stacks.size(point.x) > _stacks.LONG
@@ -248,9 +249,11 @@ def trip(
 
     # Assess.
     short = where(tol.xtol > 0, lambda: is_short(s, new.x, tol.xtol), failed)
-    progress = first | (decrease > eps(new.f.dtype) * jnp.abs(new.f)) | (g_norm < 0.9 * g_best)
+    fell = f_best - new.f > eps(new.f.dtype) * jnp.abs(new.f)
+    progress = first | fell | (g_norm < 0.9 * g_best)
     step = moved & ~first
     flat = jnp.where(moved, jnp.where(progress, 0, flat + 1), flat)
+    f_best = jnp.minimum(f_best, new.f)
     counts = jnp.stack([nit + step.astype(nit.dtype), nfev + running.astype(nfev.dtype), flat])
     status = assess(
         tol,
@@ -270,7 +273,7 @@ def trip(
         search=select(moved | lost, fresh_search, search),
         approx=approx,
         steepest=steepest,
-        norms=jnp.stack([unit, g0_norm, g_norm, jnp.minimum(g_best, g_norm), slope]),
+        norms=jnp.stack([unit, g0_norm, g_norm, jnp.minimum(g_best, g_norm), slope, f_best]),
         counts=counts,
         status=jnp.where(running, status, state.status),
     )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from problems import by_name, numbered, numbered_start
 
-from jaxqn import MESSAGES, Status, backtracking, minimize, wolfe
+from jaxqn import MESSAGES, Status, backtracking, minimize, minimize_batch, wolfe
 from jaxqn.termination import default_rtol
 
 each_search = pytest.mark.parametrize(
@@ -133,6 +133,22 @@ def test_stalled_one_last_digit_from_the_minimiser(linesearch, dtype):
     result = minimize(valley, x0, linesearch=linesearch)
     assert status(result) == Status.STALLED
     assert int(result.nfev) <= 5
+
+
+def box(x):
+    """BoxBOD of the NIST collection: its values near the minimum differ in their last digits."""
+    days = jnp.array([1, 2, 3, 5, 7, 10], x.dtype)
+    demand = jnp.array([109, 149, 149, 191, 213, 224], x.dtype)
+    return jnp.sum((x[0] * (1 - jnp.exp(-x[1] * days)) - demand) ** 2)
+
+
+def test_going_up_and_down_by_last_digits_is_no_progress():
+    """What counts is to fall below every value before, not below the last."""
+    spread = jax.random.normal(jax.random.key(0), (64, 2), jnp.float32)
+    x0 = jnp.array([[213, 0.54]], jnp.float32) + spread * jnp.array([[30, 0.1]], jnp.float32)
+    result = minimize_batch(box, x0)
+    assert set(result.status.tolist()) == {Status.CONVERGED, Status.STALLED}
+    assert np.max(result.nfev) < 500
 
 
 # MAX_ITER and MAX_FUN: their exactness is tested with the driver
