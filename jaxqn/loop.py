@@ -205,7 +205,8 @@ def trip(
     descent = dphi0 < 0
     accepted = running & (first | (done & descent))
     given_up = running & ~accepted & (given_up | ~descent)
-    hidden = where(given_up, lambda: agree(point, trial, unit), given_up)
+    finite = jnp.isfinite(trial.f) & jnp.isfinite(dphi0)
+    hidden = finite & where(given_up, lambda: agree(point, trial, unit), given_up)
     lower = (trial.f < best.f) & jnp.isfinite(trial.f) & jnp.isfinite(dphi)
     keep = running & lower & ~accepted
     rescued = given_up & (jnp.where(lower, trial.f, best.f) < point.f)
