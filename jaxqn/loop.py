@@ -18,7 +18,7 @@ from jaxqn._numerics import eps
 from jaxqn._typing import Array, ArrayTree
 from jaxqn.linesearch import LineSearch
 from jaxqn.linesearch.conditions import rounding_noise
-from jaxqn.linesearch.initial import first_step, next_step
+from jaxqn.linesearch.initial import first_step, next_step, stopped_short
 from jaxqn.quasi_newton import QuasiNewton
 from jaxqn.termination import Status, Tolerances, assess, within_gtol
 
@@ -243,8 +243,8 @@ def trip(
     steepest = lost | (state.steepest & (first | ~moved))
     slope, length = -unit * gHg, jnp.sqrt(jnp.where(gHg > 0, gHg, 1))
     decrease = point.f - new.f
-    cautious = ~state.steepest & (qn.renew is None)
-    alpha0 = jnp.where(cautious, next_step(alpha, dphi0, dphi, decrease, slope), 1)
+    cautious = accepted & ~state.steepest & (qn.renew is None) & stopped_short(alpha, dphi0, dphi)
+    alpha0 = jnp.where(cautious, next_step(decrease, slope), 1)
     alpha0 = jnp.where(steepest, first_step(new.f, unit * length) / length, alpha0)
     fresh_search = linesearch.init(new.f, slope, alpha0)
 

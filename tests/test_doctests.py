@@ -1,16 +1,13 @@
-"""Nothing in prose that a machine does not run: docstrings and the README, as a user has JAX."""
+"""The examples of docstrings run, under the settings of JAX that a user has."""
 
 import doctest
 import importlib
 import pkgutil
-import re
-from pathlib import Path
 
 import pytest
 
 import jaxqn
 
-README = Path(__file__).parents[1] / "README.md"
 MODULES = sorted(
     {"jaxqn", *(name for _, name, _ in pkgutil.walk_packages(jaxqn.__path__, "jaxqn."))}
     - {"jaxqn.__main__"}
@@ -56,17 +53,3 @@ def test_the_factories_examples_are_found():
     assert "jaxqn.quasi_newton.dense" in names
     names = {test.name for test in examples(importlib.import_module("jaxqn.linesearch.wolfe"))}
     assert "jaxqn.linesearch.wolfe.wolfe" in names
-
-
-@pytest.mark.usefixtures("jax_as_shipped")
-def test_readme_examples():
-    """The README's Python blocks, in order, in one namespace; and its prompts."""
-    text = README.read_text("utf-8")
-    blocks = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
-    prompts = [block for block in blocks if block.lstrip().startswith(">>>")]
-    namespace = {"__name__": "__readme__"}
-    for block in blocks:
-        if block not in prompts:
-            exec(compile(block, str(README), "exec"), namespace)
-    parser = doctest.DocTestParser()
-    run([parser.get_doctest("\n".join(prompts), namespace, "README.md", str(README), 0)])

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 from jaxqn._typing import Array
 
-__all__ = ["first_step", "next_step"]
+__all__ = ["first_step", "next_step", "stopped_short"]
 
 
 def first_step(f: Array, g_length: Array) -> Array:
@@ -16,27 +16,22 @@ def first_step(f: Array, g_length: Array) -> Array:
     return jnp.where(distance > 0, jnp.minimum(distance, 1), jnp.ones_like(distance))
 
 
-def next_step(alpha: Array, dphi0: Array, dphi: Array, decrease: Array, slope: Array) -> Array:
-    """Step length that the search after one along a quasi-Newton direction tries first.
+def stopped_short(alpha: Array, dphi0: Array, dphi: Array) -> Array:
+    """Whether a step is shorter than 1, and so is the way to the minimiser by the slopes."""
+    minimiser = alpha * dphi0 / (dphi0 - dphi)
+    return (alpha < 1) & (minimiser > 0) & (minimiser < 1)
 
-    It is 1, unless the last search had to stop short of that, as did the minimiser on its line by
-    the slopes at both ends. Then it is where a parabola with the new slope repeats the decrease:
 
-        min(1, 1.01 · 2 decrease/|slope|)
+def next_step(decrease: Array, dphi0: Array) -> Array:
+    """Step length at which a parabola with slope dphi0 at 0 repeats the last decrease, if below 1.
 
-    The factor 1.01 lets the step be 1 again once the method converges superlinearly.
+        min(1, 1.01 · 2 decrease/|dphi0|)
 
-    Args:
-      alpha: step length that the last search accepted.
-      dphi0: its slope at 0.
-      dphi: its slope at alpha.
-      decrease: what it took off the objective.
-      slope: the slope at 0 along the new direction.
+    What to try first after a quasi-Newton step that stopped short; after any other it is 1. The
+    factor 1.01 lets it be 1 again once the method converges superlinearly.
 
     References:
       Nocedal & Wright, 2006, eq. 3.60 and the paragraph after it.
     """
-    minimiser = alpha * dphi0 / (dphi0 - dphi)
-    short = (alpha < 1) & (minimiser > 0) & (minimiser < 1)
-    repeated = 2.02 * decrease / jnp.abs(slope)
-    return jnp.where(short & (repeated > 0), jnp.minimum(repeated, 1), jnp.ones_like(alpha))
+    alpha = 2.02 * decrease / jnp.abs(dphi0)
+    return jnp.where(alpha > 0, jnp.minimum(alpha, 1), jnp.ones_like(alpha))

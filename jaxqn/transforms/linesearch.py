@@ -10,7 +10,7 @@ import optax
 
 from jaxqn._typing import Array, ArrayTree
 from jaxqn.linesearch import LineSearch, wolfe
-from jaxqn.linesearch.initial import first_step
+from jaxqn.linesearch.initial import first_step, next_step, stopped_short
 from jaxqn.transforms._common import (
     Objective,
     at_least_float32,
@@ -38,18 +38,20 @@ class LinesearchInfo(NamedTuple):
 
 
 class ScaleByLinesearchState(NamedTuple):
-    """State of :func:`scale_by_linesearch`, under the names that optax gives to these things.
+    """State of :func:`scale_by_linesearch`, under the names that optax gives to such things.
 
     Attributes:
       learning_rate: the step length alpha taken, 0 if none.
       value: the objective at the new parameters; infinite before the first search.
       grad: its gradient there, like the parameters.
+      decrease: what a step that stopped short took off the objective; infinite after any other.
       info: a :class:`LinesearchInfo`.
     """
 
     learning_rate: Array
     value: Array
     grad: ArrayTree
+    decrease: Array
     info: LinesearchInfo
 
 
@@ -84,9 +86,10 @@ def scale_by_linesearch(
 ) -> optax.GradientTransformationExtraArgs:
     """Scale the updates by the step length that a jaxqn line search finds.
 
-    The updates handed in are a direction to go, already negative. The first trial is 1; at the
-    first call, and along the plain negative gradient, it is the driver's first step, whatever the
-    scale of the objective. A search that fails takes its lowest trial, or a zero step if none was
+    The updates handed in are a direction to go, already negative. The first trial is 1, or less
+    after a search that had to stop short of that (Nocedal & Wright, 2006, eq. 3.60); at the first
+    call, and along the plain negative gradient, it is the driver's first step, whatever the scale
+    of the objective. A search that fails takes its lowest trial, or a zero step if none was
     lower than the start: never a worse point, and ``state.info.failed`` says so.
 
     Args:
@@ -127,6 +130,7 @@ def scale_by_linesearch(
             learning_rate=jnp.ones((), at_least_float32(widest)),
             value=jnp.full((), jnp.inf, widest),
             grad=jax.tree.map(lambda p: jnp.zeros(jnp.shape(p), jnp.result_type(p)), params),
+            decrease=jnp.full((), jnp.inf, at_least_float32(widest)),
             info=LinesearchInfo(nfev=jnp.zeros((), jnp.int32), failed=jnp.zeros((), bool)),
         )
 
@@ -205,7 +209,8 @@ def _search(
         jnp.all(d == -g) for d, g in zip(*map(jax.tree.leaves, (updates, grad)), strict=True)
     ]
     fresh = ~jnp.isfinite(state.value) | jnp.all(jnp.stack(steepest))
-    alpha0 = jnp.where(fresh, _first_trial(phi0, dphi0, direction), jnp.ones_like(phi0))
+    alpha0 = next_step(state.decrease, dphi0)
+    alpha0 = jnp.where(fresh, _first_trial(phi0, dphi0, direction), alpha0)
     start = Trial(jnp.zeros_like(phi0), phi0, _like(params, grad))
     hopeless = ~((dphi0 < 0) & jnp.isfinite(dphi0) & jnp.isfinite(phi0))
     search = Search(
@@ -217,10 +222,12 @@ def _search(
     )
     search = jax.lax.while_loop(lambda search: ~search.ended, trip, search)
     best = search.best
+    short = ~fresh & ~search.failed & stopped_short(best.alpha, dphi0, slope(best.grad))
     return step(best.alpha), ScaleByLinesearchState(
         learning_rate=best.alpha,
         value=best.value.astype(state.value.dtype),
         grad=best.grad,
+        decrease=jnp.where(short, phi0 - best.value, jnp.inf),
         info=LinesearchInfo(search.nfev, search.failed),
     )
 

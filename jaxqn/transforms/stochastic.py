@@ -135,8 +135,9 @@ def scale_by_stochastic_lbfgs(
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``, without a sign flip: follow it by a learning
-      rate or a schedule. ``value_fn`` gets what its signature names of the other extra arguments.
-      A gradient that is not finite is handed on and changes no state.
+      rate or a schedule. ``value_fn`` gets what its signature names of the other extra arguments:
+      hand the batch over there and keep ``value_fn`` one function, for an eager call compiles anew
+      for every other. A gradient that is not finite is handed on and changes no state.
 
     Raises:
       TypeError: at ``init``, a parameter is not real floating.
@@ -150,9 +151,9 @@ def scale_by_stochastic_lbfgs(
       >>> f = lambda x, scale: scale * jnp.sum(jnp.array([1.0, 10.0]) * x**2)
       >>> x, state = jnp.array([1.0, 1.0]), optimizer.init(jnp.array([1.0, 1.0]))
       >>> for i in range(40):
-      ...     batch_loss = functools.partial(f, scale=1.0 + 0.5 * (-1) ** i)
-      ...     grads = jax.grad(batch_loss)(x)
-      ...     updates, state = optimizer.update(grads, state, x, value_fn=batch_loss)
+      ...     batch = 1.0 + 0.5 * jnp.float32(-1) ** i
+      ...     grads = jax.grad(f)(x, batch)
+      ...     updates, state = optimizer.update(grads, state, x, value_fn=f, scale=batch)
       ...     x = optax.apply_updates(x, updates)
       >>> bool(f(x, 1.0) < 0.1), int(state[0].gradients)
       (True, 38)
