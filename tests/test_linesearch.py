@@ -1,6 +1,7 @@
 """The searches as scalar machines: an independent checker, SciPy's DCSRCH and Moré & Thuente."""
 
 import functools
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -11,8 +12,8 @@ import pytest
 from scipy.optimize import rosen, rosen_der
 from scipy.optimize._dcsrch import DCSRCH
 
-from jaxqn import backtracking, wolfe
-from jaxqn.linesearch import conditions
+from jaxqn import backtracking, minimize, wolfe
+from jaxqn.linesearch import conditions, initial
 
 C1, C2 = 1e-4, 0.9
 
@@ -396,3 +397,44 @@ def test_the_same_options_are_the_same_search(make):
     assert make() is make()
     assert make(c1=0.01) is make(c1=0.01)
     assert make() is not make(c1=0.01)
+
+
+@pytest.mark.parametrize("curvature", [1.5, 4.0, 30.0])
+def test_the_first_trial_repeats_the_last_decrease(curvature):
+    """Along phi(a) = curvature a²/2 − a the exact step has decreased by 1/(2 curvature) each."""
+    decrease, slope = jnp.float64(0.5 / curvature), jnp.float64(-1)
+    np.testing.assert_allclose(initial.next_step(decrease, slope), 1.01 / curvature)
+    for c in (1e-8, 1e8):
+        scaled = initial.next_step(c * decrease, c * slope)
+        np.testing.assert_allclose(scaled, 1.01 / curvature)
+
+
+@pytest.mark.parametrize("decrease", [0.6, np.inf, np.nan, 0.0, -1.0])
+def test_the_first_trial_is_at_most_the_full_step(decrease):
+    assert initial.next_step(jnp.float64(decrease), jnp.float64(-1)) == 1
+
+
+@pytest.mark.parametrize(
+    ("alpha", "minimiser", "expected"),
+    [(0.1, 0.3, True), (0.9, 0.2, True), (1.0, 0.3, False), (0.1, 2.0, False), (0.1, -1.0, False)],
+)
+def test_which_steps_stop_short(alpha, minimiser, expected):
+    """By the slopes of a parabola with its minimiser there; a concave one has none."""
+    alpha, dphi0, dphi = jnp.float64(alpha), jnp.float64(-1), jnp.float64(alpha / minimiser - 1)
+    assert bool(initial.stopped_short(alpha, dphi0, dphi)) == expected
+
+
+def test_the_driver_starts_short_after_it_stopped_short():
+    def valley(x):
+        return 100 * (x[1] - x[0] ** 2) ** 2 + (1 - x[0]) ** 2
+
+    start = jnp.array([-1.2, 1.0])
+    runs = [minimize(valley, start, maxiter=k) for k in range(1, 25)]
+    trials = []
+    for before, after in itertools.pairwise(runs):
+        alpha, slope = after.state.search.alpha, after.state.norms[4]
+        if alpha != 1:
+            repeated = initial.next_step(before.fun - after.fun, slope)
+            np.testing.assert_allclose(alpha, repeated, rtol=1e-12)
+        trials.append(float(alpha))
+    assert 2 < trials.count(1.0) < len(trials) - 2
