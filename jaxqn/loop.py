@@ -199,8 +199,9 @@ def trip(
     (dphi,) = _stacks.products((trial.g, state.Hg))
     dphi = -jnp.where(unit > 0, unit, 1) * dphi
     search, done, given_up = linesearch.step(state.search, trial.f, dphi)
-    ahead = search.alpha < alpha
-    given_up |= ~done & where(ahead, lambda: vanishes(search.alpha, state.Hg, point.x), ahead)
+    # A shorter trial is worth nothing once it leaves x as it is.
+    shrinks = ~done & (search.alpha < alpha)
+    given_up |= where(shrinks, lambda: vanishes(search.alpha, state.Hg, point.x), shrinks)
     # A direction that is no descent is given up at once: that of a converged run taken up again.
     descent = dphi0 < 0
     accepted = running & (first | (done & descent))
