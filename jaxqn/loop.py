@@ -131,8 +131,12 @@ def is_short(s: ArrayTree, x: ArrayTree, xtol: Array) -> Array:
 
 def vanishes(alpha: Array, Hg: ArrayTree, x: ArrayTree) -> Array:
     """Whether a step length moves no entry of x by more than its last digit."""
-    moves = jax.tree.map(lambda d, x: alpha * jnp.abs(d) > eps(x.dtype) * jnp.abs(x), Hg, x)
-    return ~functools.reduce(jnp.logical_or, map(jnp.any, jax.tree.leaves(moves)))
+
+    def beyond(d: Array, x: Array) -> Array:
+        return jnp.max(alpha * jnp.abs(d) - eps(x.dtype) * jnp.abs(x)).astype(alpha.dtype)
+
+    moves = jax.tree.leaves(jax.tree.map(beyond, Hg, x))
+    return functools.reduce(jnp.maximum, moves) <= 0
 
 
 def power_of_two(size: Array) -> Array:
