@@ -1,4 +1,4 @@
-"""Inner products at full precision, safe quotients, and tolerances by dtype.
+"""Inner products at full precision, safe quotients, decisions, and tolerances by dtype.
 
 On accelerators a default-precision product may round its inputs to bfloat16 or TF32; curvature
 information does not survive that, so every product here asks for ``Precision.HIGHEST``.
@@ -15,6 +15,15 @@ HIGHEST = jax.lax.Precision.HIGHEST
 def dot(a: Array, b: Array) -> Array:
     """Inner product of two vectors, or product of a matrix with a vector or matrix."""
     return jnp.dot(a, b, precision=HIGHEST)
+
+
+def once(flag: Array) -> Array:
+    """The flag, worked out once.
+
+    XLA works a cheap value out anew in every kernel that reads it, and most kernels of a loop read
+    whether its step was accepted. What a square root gives, it keeps.
+    """
+    return jnp.sqrt(flag.astype(jnp.float32)) > 0.5
 
 
 def safe_divide(numerator: Array, denominator: Array, where: Array) -> Array:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxqn import _stacks
-from jaxqn._numerics import eps
+from jaxqn._numerics import eps, once
 from jaxqn._typing import Array, ArrayTree
 from jaxqn.linesearch import LineSearch
 from jaxqn.linesearch.conditions import rounding_noise
@@ -208,14 +208,18 @@ def trip(
     given_up |= where(shrinks, lambda: vanishes(search.alpha, state.Hg, point.x), shrinks)
     # A direction that is no descent is given up at once: that of a converged run taken up again.
     descent = dphi0 < 0
-    accepted = running & (first | (done & descent))
-    given_up = running & ~accepted & (given_up | ~descent)
+    accepted = once(running & (first | (done & descent)))
+    given_up = once(running & ~accepted & (given_up | ~descent))
     finite = jnp.isfinite(trial.f) & jnp.isfinite(dphi0)
     hidden = finite & where(given_up, lambda: agree(point, trial, unit), given_up)
     lower = (trial.f < best.f) & jnp.isfinite(trial.f) & jnp.isfinite(dphi)
-    keep = running & lower & ~accepted
-    rescued = given_up & (jnp.where(lower, trial.f, best.f) < point.f)
+    keep = once(running & lower & ~accepted)
+    rescued = once(given_up & (jnp.where(lower, trial.f, best.f) < point.f))
     moved, failed = accepted | rescued, given_up & ~rescued
+    # Rounding hides what the search had to find. A quasi-Newton direction is believed where the
+    # decrease that its model promises is less than the last digit of f.
+    unseen = 0.5 * jnp.abs(dphi0) <= eps(point.f.dtype) * jnp.abs(point.f)
+    stalled = failed & hidden & (state.steepest | unseen)
 
     # Commit, or hold: then s = y = 0, and correcting changes nothing.
     def resolve(usual: tuple[Array, Point, Trial]) -> tuple[Array, Point, Trial]:
@@ -237,12 +241,12 @@ def trip(
         approx = jax.lax.cond(moved, lambda: renewed(hessian(new.x) / unit), lambda: state.approx)
         Hg = qn.apply(approx, new.g)
 
-    # A failed search, or no descent: forget the curvature once and try −g. A converged run keeps
-    # the curvature that it found.
+    # A failed search, or no descent: forget the curvature once and try −g. A run that has converged
+    # or stalled keeps the curvature that it found.
     g0_norm = jnp.where(first, g_norm, g0_norm)
     gHg = where(moved, lambda: _stacks.products((new.g, Hg))[0], -dphi0 / unit)
     descent = ((gHg > 0) & jnp.isfinite(gHg)) | within_gtol(tol, g_norm, g0_norm)
-    lost = failed | (running & ~descent)
+    lost = once((failed & ~stalled) | (running & ~descent))
     approx = qn.reset(approx, lost)
     Hg, gHg = maybe(lost, (Hg, gHg), lambda _: (new.g, *_stacks.products((new.g, new.g))))
     steepest = lost | (state.steepest & (first | ~moved))
@@ -270,7 +274,7 @@ def trip(
         within_ftol=step & (decrease <= tol.ftol * jnp.abs(new.f)),
         within_xtol=step & short,
         failed=lost & state.steepest & ~moved,
-        hidden=hidden,
+        stalled=stalled,
     )
     return LoopState(
         point=new,
@@ -312,7 +316,7 @@ def revive(state: LoopState, tol: Tolerances) -> LoopState:
         within_ftol=false,
         within_xtol=false,
         failed=false,
-        hidden=false,
+        stalled=false,
     )
     started = state.counts[1] > 0
     final = (state.status == Status.LINE_SEARCH_FAILED) | (state.status == Status.NON_FINITE)

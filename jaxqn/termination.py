@@ -94,7 +94,7 @@ def assess(
     within_ftol: Array,
     within_xtol: Array,
     failed: Array,
-    hidden: Array,
+    stalled: Array,
 ) -> Array:
     """The status after a trip, int32; the first of the tests below that holds wins.
 
@@ -107,7 +107,7 @@ def assess(
       within_ftol: whether the last step decreased the objective by no more than ``tol.ftol``.
       within_xtol: whether the last step was no longer than ``tol.xtol``.
       failed: whether the search along the negative gradient failed.
-      hidden: whether values and slopes agreed nevertheless: rounding hides the decrease.
+      stalled: whether a search failed because rounding hides the decrease.
     """
     nit, nfev, flat = counts
     tests = [
@@ -115,7 +115,7 @@ def assess(
         (within_gtol(tol, g_norm, g0_norm), Status.CONVERGED),
         (within_ftol & (tol.ftol > 0), Status.FTOL),
         (within_xtol & (tol.xtol > 0), Status.XTOL),
-        ((flat >= FLAT_LIMIT) | (failed & hidden), Status.STALLED),
+        ((flat >= FLAT_LIMIT) | stalled, Status.STALLED),
         (failed, Status.LINE_SEARCH_FAILED),
         (nit >= tol.maxiter, Status.MAX_ITER),
         (nfev >= tol.maxfun, Status.MAX_FUN),

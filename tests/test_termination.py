@@ -126,6 +126,17 @@ def test_stalled_where_rounding_hides_the_decrease(name, dtype):
     assert int(result.nfev) < 600
 
 
+@pytest.mark.parametrize("method", ["osbfgs", "bfgs", "ssbroyden"])
+def test_a_direction_that_promises_less_than_the_last_digit_is_the_last(method, dtype):
+    """The run ends with that search, and with the curvature that made the promise."""
+    x0, args = numbered_start("logistic", dtype)
+    result = minimize(raised, x0 + 0.1, args, method=method, gtol=0.0)
+    assert status(result) == Status.STALLED
+    assert not bool(result.state.steepest)
+    assert int(result.nfev) <= 2 * int(result.nit)
+    assert int(result.state.approx.counts[0]) > 10
+
+
 @each_search
 def test_stalled_one_last_digit_from_the_minimiser(linesearch, dtype):
     """Steps that would leave x as it is are not tried."""
