@@ -15,6 +15,7 @@ from jaxqn._numerics import HIGHEST, dot, safe_divide
 from jaxqn._typing import Array
 from jaxqn.curvature import has_curvature
 from jaxqn.rules import (
+    Correction,
     Pair,
     Rule,
     bfgs_rule,
@@ -131,37 +132,36 @@ def dense(
             Hg += dot(state.weights * dot(state.panel, g), state.panel)
         return Hg
 
-    def absorb(state: DenseState, pair: Pair) -> tuple[DenseState, Array, Array, Array]:
-        """Correct H by a pair; also return the factor and the low-rank part of the correction."""
-        if scale_init:
-            first = (state.base[0] == 1) & (state.base[1] == 0) & (state.counts[0] == 0)
-            first &= has_curvature(pair.ss, pair.sy, pair.yy)
-            gamma = float(scale_init) * safe_divide(pair.sy, pair.yy, first)
-            gamma = jnp.where(first, gamma, jnp.ones_like(gamma))
-            w, yw, sBs = gamma * pair.w, gamma * pair.yw, pair.sBs / gamma
-            pair = pair._replace(w=w, yw=yw, sBs=sBs)
-        else:
-            gamma = jnp.ones_like(pair.sy)
-        c = rule(pair)
-        weights = jnp.stack([c.alpha, c.beta])
-        # A correction that overflows would stay in the matrix for good.
-        c = c._replace(accepted=c.accepted & jnp.all(jnp.isfinite(weights)) & jnp.isfinite(c.scale))
-        weights = jnp.where(c.accepted, weights, jnp.zeros_like(weights))
-        rows = jnp.stack(corners(pair.s, pair.w, c))
-        scale = jnp.where(c.accepted, c.scale, jnp.ones_like(gamma)) * gamma
+    def first_factor(state: DenseState, pair: Pair) -> Array:
+        """What to multiply the initial H = I by before its first update."""
+        one = jnp.ones_like(pair.sy)
+        if not scale_init:
+            return one
+        first = (state.base[0] == 1) & (state.base[1] == 0) & (state.counts[0] == 0)
+        first &= has_curvature(pair.ss, pair.sy, pair.yy)
+        return jnp.where(first, float(scale_init) * safe_divide(pair.sy, pair.yy, first), one)
+
+    def absorb(state: DenseState, pair: Pair) -> tuple[DenseState, Array, Correction]:
+        """Correct H by a pair; also return the factor of H before, and the correction then."""
+        gamma = first_factor(state, pair)
+        pair = pair._replace(w=gamma * pair.w, yw=gamma * pair.yw, sBs=pair.sBs / gamma)
+        c = _if_finite(rule(pair))
         tally = jnp.stack([c.accepted, ~c.accepted & (pair.ss > 0), jnp.zeros((), bool)])
         state = state._replace(
-            base=state.base * scale,
-            weights=state.weights * scale,
+            base=state.base * (gamma * c.scale),
+            weights=state.weights * (gamma * c.scale),
             counts=state.counts + tally.astype(jnp.int32),
         )
         store = _defer if state.weights.size else _write
-        return store(state, rows, weights, c.accepted), scale, rows, weights
+        return store(state, *corners(pair.s, pair.w, c), c), gamma, c
 
     def update(state: DenseState, s: Array, y: Array) -> DenseState:
-        rows = jnp.stack([s, y, apply(state, y)])
+        w = apply(state, y)
+        rows = jnp.stack([s, y, w])
+        gram = dot(rows, rows.T)
         unknown = jnp.full((), jnp.nan, s.dtype)
-        return absorb(state, _pair(rows, dot(rows, rows.T), unknown))[0]
+        pair = Pair(s, y, w, gram[0, 0], gram[0, 1], gram[1, 1], gram[1, 2], unknown)
+        return absorb(state, pair)[0]
 
     def advance(
         state: DenseState, s: Array, y: Array, g: Array, Hg: Array, moved: Array
@@ -172,12 +172,17 @@ def dense(
             product = jax.lax.cond(moved, lambda: apply(state, g), lambda: Hg)
         else:
             product = apply(state, g)
-        rows = jnp.stack([s, y, product - Hg, Hg, g])
-        gram = dot(rows, rows.T)
-        sBs = _step_curvature(gram[0, 0], gram[0, 3], gram[3, 3], gram[0, 4] - gram[0, 1])
-        pair = _pair(rows, gram, sBs)
-        state, scale, rows, weights = absorb(state, pair)
-        return state, scale * product + dot(weights * dot(rows, g), rows)
+        w = product - Hg
+        # Two small products of rows: in a batch, one of all five would take five times as long.
+        rows = jnp.stack([w, s, Hg, y, g])
+        (ss, sHg, sy), (_, HgHg, _), (_, _, yy) = dot(rows[1:4], rows[1:4].T)
+        (yw, gw), (_, sg) = dot(rows[:2], rows[3:].T)
+        sBs = _step_curvature(ss, sHg, HgHg, sg - sy)
+        state, gamma, c = absorb(state, Pair(s, y, w, ss, sy, yy, yw, sBs))
+        p, q = corners(s, gamma * w, c)
+        gw, sg = (jnp.where(c.accepted, v, jnp.zeros_like(v)) for v in (gamma * gw, sg))
+        correction = c.alpha * (sg - c.mu * gw) * p + c.beta * (gw - c.nu * sg) * q
+        return state, gamma * c.scale * product + correction
 
     def reset(state: DenseState, when: Array) -> DenseState:
         identity = jnp.array([1, 0], state.base.dtype)
@@ -191,17 +196,15 @@ def dense(
     return QuasiNewton(init, update, apply, advance, reset)
 
 
-def _pair(rows: Array, gram: Array, sBs: Array) -> Pair:
-    """The pair whose s, y and H y are the first three rows, with their inner products."""
-    return Pair(
-        s=rows[0],
-        y=rows[1],
-        w=rows[2],
-        ss=gram[0, 0],
-        sy=gram[0, 1],
-        yy=gram[1, 1],
-        yw=gram[1, 2],
-        sBs=sBs,
+def _if_finite(c: Correction) -> Correction:
+    """A correction that overflows is refused: it would stay in the matrix for good."""
+    accepted = c.accepted & jnp.isfinite(c.alpha) & jnp.isfinite(c.beta) & jnp.isfinite(c.scale)
+
+    def kept(usual: Array, refused: float) -> Array:
+        return jnp.where(accepted, usual, jnp.full_like(usual, refused))
+
+    return c._replace(
+        accepted=accepted, scale=kept(c.scale, 1), alpha=kept(c.alpha, 0), beta=kept(c.beta, 0)
     )
 
 
@@ -216,20 +219,20 @@ def _step_curvature(ss: Array, sHg: Array, HgHg: Array, sg: Array) -> Array:
     return jnp.where(bent, jnp.full_like(t, jnp.nan), -t * sg)
 
 
-def _write(state: DenseState, rows: Array, weights: Array, accepted: Array) -> DenseState:
+def _write(state: DenseState, p: Array, q: Array, c: Correction) -> DenseState:
     """Correct the matrix at once; a refused pair has zero weights, and needs no select."""
-    (p, q), (alpha, beta) = rows, weights
     written = jnp.array([0, 1], state.base.dtype)
-    shift, scale = jnp.where(accepted, state.base, written)
-    correction = jnp.outer(alpha * p, p) + jnp.outer(beta * q, q)
+    shift, scale = jnp.where(c.accepted, state.base, written)
+    correction = jnp.outer(c.alpha * p, p) + jnp.outer(c.beta * q, q)
     return state._replace(
         matrix=scale * state.matrix + (correction + shift * _identity(state)),
-        base=jnp.where(accepted, written, state.base),
+        base=jnp.where(c.accepted, written, state.base),
     )
 
 
-def _defer(state: DenseState, rows: Array, weights: Array, accepted: Array) -> DenseState:
+def _defer(state: DenseState, p: Array, q: Array, c: Correction) -> DenseState:
     """Put a correction into the panel; fold the panel into the matrix when it is full."""
+    rows, weights, accepted = jnp.stack([p, q]), jnp.stack([c.alpha, c.beta]), c.accepted
     at = state.counts[2]
     zero = jnp.zeros_like(at)
     held = jax.lax.dynamic_slice(state.panel, (at, zero), rows.shape)
