@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxqn._axes import Layout, common_size, split
 from jaxqn._checks import check_x0
-from jaxqn._lanes import Queue, narrow, run_queue
+from jaxqn._lanes import WIDE, Queue, narrow, run_queue
 from jaxqn._problem import Problem, tolerances
 from jaxqn._stacks import size
 from jaxqn._typing import Array, ArrayTree
@@ -24,7 +24,8 @@ class BatchState(NamedTuple):
     """How the lanes of a batch were used; the problems' own states are not kept.
 
     Attributes:
-      lanes: lanes of the two stages, the full and the narrow one, int32, shape ``(devices, 2)``.
+      lanes: lanes of the two stages, the full and the narrow one, which has 0 where there is none;
+        int32, shape ``(devices, 2)``.
       trips: trips that the lanes of a stage made together, int32, shape ``(devices, 2)``.
     """
 
@@ -75,7 +76,7 @@ def _width(lanes: int | None, count: int, n: int, qn: QuasiNewton) -> int:
             raise ValueError(f"lanes must be a whole number of at least 1, but it is {lanes!r}")
         return min(int(lanes), count)
     numbers = n * n if qn.dense else 20 * n
-    most = 256 if jax.default_backend() == "cpu" else 4096
+    most = WIDE if jax.default_backend() == "cpu" else 4096
     return min(count, max(min(most, 2**22 // numbers, count // 16), 16))
 
 

@@ -2,9 +2,9 @@
 
 Every lane runs trips of ``jaxqn.loop`` on a problem of its own; lanes whose problem has ended are
 held, which takes masks of scalars only, until a few of them have gathered. Then they write their
-results and take the next problems of the queue. When the queue is empty and most lanes have ended,
-the others go on in a narrower set of lanes. The cost is the sum of the evaluations over the number
-of lanes, not the largest of them times the number of problems.
+results and take the next problems of the queue. When the queue is empty and most of many lanes have
+ended, the others go on in a narrower set of lanes. The cost is the sum of the evaluations over the
+number of lanes, not the largest of them times the number of problems.
 """
 
 from collections.abc import Callable
@@ -23,13 +23,16 @@ __all__ = ["Ended", "Queue", "narrow", "run_queue"]
 SHARE = 16
 """One lane in so many may wait before new problems are handed out."""
 
+WIDE = 64
+"""Lanes up to which a second stage would gain less at the end than it takes to compile."""
+
 NARROW = 8
 """How much narrower the lanes are once the queue is empty."""
 
 
 def narrow(lanes: int) -> int:
     """Lanes of the second stage; 0 if there is none."""
-    return lanes // NARROW
+    return lanes // NARROW if lanes > WIDE else 0
 
 
 class Ended(NamedTuple):
