@@ -99,7 +99,7 @@ def run_queue(
         gathered = max(1, width // SHARE)
 
         def going(now: _Lanes) -> Array:
-            running = jnp.sum(_running(now))
+            running = jnp.sum(_running(now), dtype=jnp.int32)
             return ((now.front < queue.size) | (running > few)) & ~now.reached
 
         def body(now: _Lanes) -> _Lanes:
@@ -108,7 +108,7 @@ def run_queue(
             )
             if target is not None:
                 now = now._replace(reached=_reaches(now.states, target))
-            waiting = jnp.sum(_waiting(now, queue.size))
+            waiting = jnp.sum(_waiting(now, queue.size), dtype=jnp.int32)
             due = (now.front < queue.size) & (waiting >= gathered) & ~now.reached
             return rarely(due, now, lambda now: _refill(now, queue), long=True)
 
@@ -170,7 +170,7 @@ def _first(queue: Queue, lanes: int) -> _Lanes:
 
 
 def _result(state: LoopState) -> Ended:
-    best, unit = lowest(state), state.norms[0]
+    best, unit = lowest(state), state.scalars[0]
     counts = jnp.stack([state.status, state.counts[0], state.counts[1]])
     return Ended(best.x, best.f, jax.tree.map(lambda g: unit * g, best.g), best.aux, counts)
 

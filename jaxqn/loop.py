@@ -105,8 +105,8 @@ class LoopState(NamedTuple):
       search: state of the line search.
       approx: state of the inverse-Hessian approximation.
       steepest: whether the direction is the negative gradient.
-      norms: shape ``(6,)``: the unit; the largest entry of the gradient at the first point, at the
-        current one, and where it was smallest; the slope −gᵀH g along the direction; the lowest
+      scalars: shape ``(6,)``: the unit; the largest entry of the gradient at the first point, at
+        the current one, and where it was smallest; the slope −gᵀH g along the direction; the lowest
         value of any point so far.
       counts: steps taken, evaluations, and steps in a row without progress; int32, shape ``(3,)``.
       status: :class:`jaxqn.Status`, int32.
@@ -118,7 +118,7 @@ class LoopState(NamedTuple):
     search: Any
     approx: Any
     steepest: Array
-    norms: Array
+    scalars: Array
     counts: Array
     status: Array
 
@@ -169,7 +169,7 @@ def start(x: ArrayTree, aux: Any, qn: QuasiNewton, linesearch: LineSearch, H0: A
         approx=qn.init(x, H0),
         steepest=jnp.array(H0 is None and qn.renew is None),
         # A unit of 0 is yet to be taken from the first gradient.
-        norms=jnp.array([0 if H0 is None else 1, jnp.inf, jnp.inf, jnp.inf, -1, jnp.inf], dtype),
+        scalars=jnp.array([0 if H0 is None else 1, jnp.inf, jnp.inf, jnp.inf, -1, jnp.inf], dtype),
         counts=jnp.zeros((3,), jnp.int32),
         status=jnp.int32(Status.RUNNING),
     )
@@ -189,7 +189,7 @@ def trip(
     """
     point, best = state.point, state.best
     nit, nfev, flat = state.counts
-    unit, g0_norm, g_norm, g_best, dphi0, f_best = state.norms
+    unit, g0_norm, g_norm, g_best, dphi0, f_best = state.scalars
     running = state.status == Status.RUNNING
     first = nfev == 0
     long = _stacks.size(point.x) > _stacks.LONG
@@ -283,7 +283,7 @@ def trip(
         search=select(moved | lost, fresh_search, search),
         approx=approx,
         steepest=steepest,
-        norms=jnp.stack([unit, g0_norm, g_norm, jnp.minimum(g_best, g_norm), slope, f_best]),
+        scalars=jnp.stack([unit, g0_norm, g_norm, jnp.minimum(g_best, g_norm), slope, f_best]),
         counts=counts,
         status=jnp.where(running, status, state.status),
     )
@@ -311,8 +311,8 @@ def revive(state: LoopState, tol: Tolerances) -> LoopState:
         tol,
         state.counts,
         finite=~false,
-        g_norm=state.norms[2],
-        g0_norm=state.norms[1],
+        g_norm=state.scalars[2],
+        g0_norm=state.scalars[1],
         within_ftol=false,
         within_xtol=false,
         failed=false,

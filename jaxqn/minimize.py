@@ -72,23 +72,23 @@ class MinimizeResult(NamedTuple):
             raise ValueError(
                 "a limited-memory method has no matrix: multiply by it with "
                 "jaxqn.inverse_hessian_product(result.state.approx, v), and divide by "
-                "result.state.norms[0], the unit in which the run measures gradients; or take "
+                "result.state.scalars[0], the unit in which the run measures gradients; or take "
                 "result.pairs"
             )
-        unit = self.state.norms[..., 0, None, None]
+        unit = self.state.scalars[..., 0, None, None]
         return inverse_hessian(self._approx) / unit
 
     @property
     def pairs(self) -> tuple[ArrayTree, ArrayTree, Array]:
         """The pairs of a limited-memory method, see :func:`jaxqn.stored_pairs`.
 
-        In the objective's own units, whereas the state holds gradients over ``state.norms[0]``.
+        In the objective's own units, whereas the state holds gradients over ``state.scalars[0]``.
         Only for a single result.
         """
         if not isinstance(self._approx, MemoryState):
             raise ValueError("a dense method keeps no pairs: its matrix is result.hess_inv")
         S, Y, valid = stored_pairs(self._approx)
-        unit = self.state.norms[0]
+        unit = self.state.scalars[0]
         S, Y = unpacked(S, self.x), unpacked(Y, self.x)
         return S, jax.tree.map(lambda y: unit.astype(y.dtype) * y, Y), valid
 
@@ -230,7 +230,7 @@ def _run(
     return MinimizeResult(
         x=back(best.x),
         fun=best.f,
-        jac=back(jax.tree.map(lambda g: state.norms[0] * g, best.g)),
+        jac=back(jax.tree.map(lambda g: state.scalars[0] * g, best.g)),
         status=state.status,
         nit=nit,
         nfev=nfev,

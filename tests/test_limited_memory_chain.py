@@ -217,7 +217,7 @@ def test_the_drivers_pairs_have_the_objectives_units(c):
     np.testing.assert_allclose(Y[valid], expected, rtol=1e-6, atol=1e-9 * np.abs(expected).max())
     s, y = S[valid][-1], Y[valid][-1]
     product = jaxqn.inverse_hessian_product(result.state.approx, jnp.asarray(y))
-    np.testing.assert_allclose(product / result.state.norms[0], s, rtol=1e-6)
+    np.testing.assert_allclose(product / result.state.scalars[0], s, rtol=1e-6)
     with pytest.raises(ValueError, match="hess_inv"):
         _ = jaxqn.minimize(rosenbrock, jnp.ones(2), method="bfgs").pairs
 

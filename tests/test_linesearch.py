@@ -432,7 +432,7 @@ def test_the_driver_starts_short_after_it_stopped_short():
     runs = [minimize(valley, start, maxiter=k) for k in range(1, 25)]
     trials = []
     for before, after in itertools.pairwise(runs):
-        alpha, slope = after.state.search.alpha, after.state.norms[4]
+        alpha, slope = after.state.search.alpha, after.state.scalars[4]
         if alpha != 1:
             repeated = initial.next_step(before.fun - after.fun, slope)
             np.testing.assert_allclose(alpha, repeated, rtol=1e-12)

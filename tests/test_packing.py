@@ -77,7 +77,7 @@ def test_products_take_the_parameters_structure():
     S, Y, valid = result.pairs
     qn = jaxqn.lbfgs_memory(10)
     state = qn.init(v)
-    unit = result.state.norms[0]
+    unit = result.state.scalars[0]
     for i in np.flatnonzero(valid):
         state = qn.update(state, *(jax.tree.map(lambda a, i=i: a[i], pairs) for pairs in (S, Y)))
     assert_close(jax.tree.map(lambda a: a / unit, packed), qn.apply(state, v))

@@ -48,7 +48,7 @@ def test_gtol_is_absolute(gtol):
     assert slope(result) <= gtol
     before = run("wood", gtol=gtol, maxiter=int(result.nit) - 1)
     assert status(before) == Status.MAX_ITER
-    assert float(np.max(np.abs(before.state.point.g)) * before.state.norms[0]) > gtol
+    assert float(np.max(np.abs(before.state.point.g)) * before.state.scalars[0]) > gtol
 
 
 def test_the_default_gtol_is_a_fraction_of_the_first_gradient(dtype):
