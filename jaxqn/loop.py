@@ -248,7 +248,9 @@ def trip(
     descent = ((gHg > 0) & jnp.isfinite(gHg)) | within_gtol(tol, g_norm, g0_norm)
     lost = once((failed & ~stalled) | (running & ~descent))
     approx = qn.reset(approx, lost)
-    Hg, gHg = maybe(lost, (Hg, gHg), lambda _: (new.g, *_stacks.products((new.g, new.g))))
+    # Of short vectors, that table of products has gᵀg already.
+    both = functools.partial(_stacks.products, (new.g, Hg), (new.g, new.g))
+    Hg, gHg = maybe(lost, (Hg, gHg), lambda _: (new.g, both()[1]))
     steepest = lost | (state.steepest & (first | ~moved))
     slope, length = -unit * gHg, jnp.sqrt(jnp.where(gHg > 0, gHg, 1))
     decrease = point.f - new.f
