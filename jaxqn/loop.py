@@ -248,9 +248,12 @@ def trip(
     descent = ((gHg > 0) & jnp.isfinite(gHg)) | within_gtol(tol, g_norm, g0_norm)
     lost = once((failed & ~stalled) | (running & ~descent))
     approx = qn.reset(approx, lost)
-    # Of short vectors, that table of products has gᵀg already.
-    both = functools.partial(_stacks.products, (new.g, Hg), (new.g, new.g))
-    Hg, gHg = maybe(lost, (Hg, gHg), lambda _: (new.g, both()[1]))
+
+    def restart(usual: tuple[ArrayTree, Array]) -> tuple[ArrayTree, Array]:
+        # Of short vectors, the table of products above has gᵀg already.
+        return new.g, _stacks.products((new.g, usual[0]), (new.g, new.g))[1]
+
+    Hg, gHg = maybe(lost, (Hg, gHg), restart)
     steepest = lost | (state.steepest & (first | ~moved))
     slope, length = -unit * gHg, jnp.sqrt(jnp.where(gHg > 0, gHg, 1))
     decrease = point.f - new.f
