@@ -107,9 +107,13 @@ def test_update_is_its_product_form(name, dtype):
 
 @each_update
 def test_secant_equation(name, dtype):
+    """To the rounding of the product H₊ y, the terms of which cancel where H₊ is large."""
     update, _ = UPDATES[name]
-    for H, s, y in cases():
-        assert_close(update(*cast(dtype, H, s, y)) @ jnp.asarray(y, dtype), s, tolerance(dtype))
+    for case in cases():
+        H, s, y = cast(dtype, *case)
+        new, s, y = (np.asarray(array, np.float64) for array in (update(H, s, y), s, y))
+        error = np.max(np.abs(new @ y - s))
+        assert error <= tolerance(dtype, 0.03) * np.max(np.abs(new) @ np.abs(y))
 
 
 @each_update
