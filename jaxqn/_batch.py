@@ -76,6 +76,7 @@ def _width(lanes: int | None, count: int, n: int, qn: QuasiNewton) -> int:
             raise ValueError(f"lanes must be a whole number of at least 1, but it is {lanes!r}")
         return min(int(lanes), count)
     numbers = n * n if qn.dense else 20 * n
+    # More gain a CPU nothing, and need a second stage.
     most = WIDE if jax.default_backend() == "cpu" else 4096
     return min(count, max(min(most, 2**22 // numbers, count // 16), 16))
 

@@ -18,7 +18,7 @@ from jaxqn._typing import Array, ArrayTree
 from jaxqn.loop import LoopState, lowest, rarely, trip
 from jaxqn.termination import Status, Tolerances
 
-__all__ = ["Ended", "Queue", "narrow", "run_queue"]
+__all__ = ["WIDE", "Ended", "Queue", "narrow", "run_queue"]
 
 SHARE = 16
 """One lane in so many may wait before new problems are handed out."""

@@ -141,7 +141,9 @@ def dense(
         first &= has_curvature(pair.ss, pair.sy, pair.yy)
         return jnp.where(first, float(scale_init) * safe_divide(pair.sy, pair.yy, first), one)
 
-    def absorb(state: DenseState, pair: Pair) -> tuple[DenseState, Array, Correction]:
+    def absorb(
+        state: DenseState, pair: Pair
+    ) -> tuple[DenseState, Array, Correction, tuple[Array, Array]]:
         """Correct H by a pair; also return the factor of H before, and the correction then."""
         gamma = first_factor(state, pair)
         pair = pair._replace(w=gamma * pair.w, yw=gamma * pair.yw, sBs=pair.sBs / gamma)
@@ -152,8 +154,9 @@ def dense(
             weights=state.weights * (gamma * c.scale),
             counts=state.counts + tally.astype(jnp.int32),
         )
+        p, q = corners(pair.s, pair.w, c)
         store = _defer if state.weights.size else _write
-        return store(state, *corners(pair.s, pair.w, c), c), gamma, c
+        return store(state, p, q, c), gamma, c, (p, q)
 
     def update(state: DenseState, s: Array, y: Array) -> DenseState:
         w = apply(state, y)
@@ -178,8 +181,7 @@ def dense(
         (ss, sHg, sy), (_, HgHg, _), (_, _, yy) = dot(rows[1:4], rows[1:4].T)
         (yw, gw), (_, sg) = dot(rows[:2], rows[3:].T)
         sBs = _step_curvature(ss, sHg, HgHg, sg - sy)
-        state, gamma, c = absorb(state, Pair(s, y, w, ss, sy, yy, yw, sBs))
-        p, q = corners(s, gamma * w, c)
+        state, gamma, c, (p, q) = absorb(state, Pair(s, y, w, ss, sy, yy, yw, sBs))
         gw, sg = (jnp.where(c.accepted, v, jnp.zeros_like(v)) for v in (gamma * gw, sg))
         correction = c.alpha * (sg - c.mu * gw) * p + c.beta * (gw - c.nu * sg) * q
         return state, gamma * c.scale * product + correction
