@@ -17,13 +17,29 @@ def dot(a: Array, b: Array) -> Array:
     return jnp.dot(a, b, precision=HIGHEST)
 
 
-def once(flag: Array) -> Array:
-    """The flag, worked out once.
+SHORT = 64
+"""Entries up to which inner products are sums; a batch of tiny matrix products takes longer."""
+
+
+def inner(*pairs: tuple[Array, Array]) -> Array:
+    """The inner product of every pair of flat vectors, shape ``(k,)``, in a kernel or two."""
+    if pairs[0][0].size <= SHORT:
+        left, right = (jnp.stack(side) for side in zip(*pairs, strict=True))
+        return jnp.sum(left * right, axis=1)
+    vectors = {id(v): v for pair in pairs for v in pair}
+    place = {key: i for i, key in enumerate(vectors)}
+    rows = jnp.stack(list(vectors.values()))
+    table = dot(rows, rows.T)
+    return jnp.stack([table[place[id(a)], place[id(b)]] for a, b in pairs])
+
+
+def once(*flags: Array) -> Array:
+    """The flags in one array, worked out once.
 
     XLA works a cheap value out anew in every kernel that reads it, and most kernels of a loop read
     whether its step was accepted. What a square root gives, it keeps.
     """
-    return jnp.sqrt(flag.astype(jnp.float32)) > 0.5
+    return jnp.sqrt(jnp.stack(flags).astype(jnp.float32)) > 0.5
 
 
 def safe_divide(numerator: Array, denominator: Array, where: Array) -> Array:

@@ -11,7 +11,7 @@ import operator
 import jax
 import jax.numpy as jnp
 
-from jaxqn._numerics import HIGHEST
+from jaxqn._numerics import HIGHEST, inner
 from jaxqn._packing import pooled
 from jaxqn._typing import Array, ArrayTree
 
@@ -37,6 +37,13 @@ def inf_norm(tree: ArrayTree) -> Array:
     """Largest magnitude of any entry; NaN if any entry is NaN."""
     leaves = [jnp.max(jnp.abs(leaf)) for leaf in pooled(tree)]
     return leaves[0] if len(leaves) == 1 else jnp.max(jnp.stack(leaves))
+
+
+def inf_norms(*vectors: ArrayTree) -> list[Array]:
+    """The largest magnitude in each of some vectors; those of short flat ones share a kernel."""
+    if _is_short(vectors[0]):
+        return list(jnp.max(jnp.abs(jnp.stack(vectors)), axis=1))
+    return [inf_norm(v) for v in vectors]
 
 
 def zeros(rows: int, like: ArrayTree) -> ArrayTree:
@@ -68,17 +75,16 @@ def vdot(a: ArrayTree, b: ArrayTree) -> Array:
 def products(*pairs: tuple[ArrayTree, ArrayTree]) -> list[Array]:
     """The inner product of every pair of vectors.
 
-    Short flat vectors are stacked first, for one product of matrices compiles faster than many of
-    vectors; where the stack would cost memory traffic, each pair is read as it is.
+    Those of short flat vectors share a kernel or two; long ones are read pair by pair, since to
+    stack them would cost memory traffic.
     """
-    vectors: dict[int, ArrayTree] = {id(v): v for pair in pairs for v in pair}
-    order = {key: i for i, key in enumerate(vectors)}
-    first = next(iter(vectors.values()))
-    if isinstance(first, jax.Array) and first.ndim == 1 and first.size <= LONG:
-        rows = jnp.stack(list(vectors.values()))
-        table = jnp.dot(rows, rows.T, precision=HIGHEST)
-        return [table[order[id(a)], order[id(b)]] for a, b in pairs]
+    if _is_short(pairs[0][0]):
+        return list(inner(*pairs))
     return [vdot(a, b) for a, b in pairs]
+
+
+def _is_short(v: ArrayTree) -> bool:
+    return isinstance(v, jax.Array) and v.ndim == 1 and v.size <= LONG
 
 
 def dots(stack: ArrayTree, vector: ArrayTree) -> Array:

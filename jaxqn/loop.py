@@ -18,7 +18,7 @@ from jaxqn._numerics import eps, once
 from jaxqn._typing import Array, ArrayTree
 from jaxqn.linesearch import LineSearch
 from jaxqn.linesearch.conditions import rounding_noise
-from jaxqn.linesearch.initial import first_step, next_step, stopped_short
+from jaxqn.linesearch.initial import AGAIN, parabola_step, stopped_short
 from jaxqn.quasi_newton import QuasiNewton
 from jaxqn.termination import Status, Tolerances, assess, within_gtol
 
@@ -79,16 +79,24 @@ class Trial(NamedTuple):
     """A point on the line x − alpha H g, which alpha gives back.
 
     Attributes:
-      alpha: step length, shape ``()``.
-      f: value, shape ``()``.
+      scalars: shape ``(3,)``: the step length alpha; the value f; the largest entry of g.
       g: gradient, like the parameters.
       aux: auxiliary output of the objective, or ``None``.
     """
 
-    alpha: Array
-    f: Array
+    scalars: Array
     g: ArrayTree
     aux: Any
+
+    @property
+    def alpha(self) -> Array:
+        """Step length, shape ``()``."""
+        return self.scalars[0]
+
+    @property
+    def f(self) -> Array:
+        """Value, shape ``()``."""
+        return self.scalars[1]
 
 
 class LoopState(NamedTuple):
@@ -106,8 +114,8 @@ class LoopState(NamedTuple):
       approx: state of the inverse-Hessian approximation.
       steepest: whether the direction is the negative gradient.
       scalars: shape ``(6,)``: the unit; the largest entry of the gradient at the first point, at
-        the current one, and where it was smallest; the slope −gᵀH g along the direction; the lowest
-        value of any point so far.
+        the current one, and where it was smallest; gᵀH g, which the unit makes the slope along the
+        direction; the lowest value of any point so far.
       counts: steps taken, evaluations, and steps in a row without progress; int32, shape ``(3,)``.
       status: :class:`jaxqn.Status`, int32.
     """
@@ -129,14 +137,13 @@ def is_short(s: ArrayTree, x: ArrayTree, xtol: Array) -> Array:
     return ss <= xtol**2 * xx
 
 
-def vanishes(alpha: Array, Hg: ArrayTree, x: ArrayTree) -> Array:
-    """Whether a step length moves no entry of x by more than its last digit."""
+def last_digits(x: ArrayTree, Hg: ArrayTree) -> ArrayTree:
+    """By how many of its last digits a step of length 1 moves every entry of x."""
 
-    def beyond(d: Array, x: Array) -> Array:
-        return jnp.max(alpha * jnp.abs(d) - eps(x.dtype) * jnp.abs(x)).astype(alpha.dtype)
+    def of_leaf(x: Array, d: Array) -> Array:
+        return d / jnp.maximum(eps(x.dtype) * jnp.abs(x), jnp.finfo(x.dtype).tiny)
 
-    moves = jax.tree.leaves(jax.tree.map(beyond, Hg, x))
-    return functools.reduce(jnp.maximum, moves) <= 0
+    return jax.tree.map(of_leaf, x, Hg)
 
 
 def power_of_two(size: Array) -> Array:
@@ -144,12 +151,6 @@ def power_of_two(size: Array) -> Array:
     info = jnp.finfo(size.dtype)
     power = jax.lax.reduce_precision(size, exponent_bits=info.nexp, mantissa_bits=0)
     return jnp.where(size > 0, jnp.clip(power, info.tiny, info.max / 4), 1)
-
-
-def in_unit(first: Array, unit: Array, g: ArrayTree) -> tuple[Array, ArrayTree]:
-    """The unit that the first gradient sets, unless one was given, and that gradient over it."""
-    unit = jnp.where(unit > 0, unit, power_of_two(_stacks.inf_norm(g)))
-    return unit, jax.tree.map(lambda g: jnp.where(first, g / unit, g), g)
 
 
 def recover(x: ArrayTree, best: Trial, Hg: ArrayTree) -> Point:
@@ -163,13 +164,13 @@ def start(x: ArrayTree, aux: Any, qn: QuasiNewton, linesearch: LineSearch, H0: A
     zero, one, inf = jnp.zeros((), dtype), jnp.ones((), dtype), jnp.full((), jnp.inf, dtype)
     return LoopState(
         point=Point(x, f=inf, g=zeros, aux=aux),
-        best=Trial(alpha=zero, f=inf, g=zeros, aux=aux),
+        best=Trial(jnp.stack([zero, inf, inf]), g=zeros, aux=aux),
         Hg=zeros,
         search=linesearch.init(zero, -one, one),
         approx=qn.init(x, H0),
         steepest=jnp.array(H0 is None and qn.renew is None),
         # A unit of 0 is yet to be taken from the first gradient.
-        scalars=jnp.array([0 if H0 is None else 1, jnp.inf, jnp.inf, jnp.inf, -1, jnp.inf], dtype),
+        scalars=jnp.array([0 if H0 is None else 1, jnp.inf, jnp.inf, jnp.inf, 1, jnp.inf], dtype),
         counts=jnp.zeros((3,), jnp.int32),
         status=jnp.int32(Status.RUNNING),
     )
@@ -189,50 +190,61 @@ def trip(
     """
     point, best = state.point, state.best
     nit, nfev, flat = state.counts
-    unit, g0_norm, g_norm, g_best, dphi0, f_best = state.scalars
+    unit, g0_norm, g_norm, g_best, gHg, f_best = state.scalars
     running = state.status == Status.RUNNING
     first = nfev == 0
     long = _stacks.size(point.x) > _stacks.LONG
     maybe, where = functools.partial(rarely, long=long), functools.partial(only, long=long)
 
     # Propose and evaluate. This is the only place where the objective is called.
-    alpha = state.search.alpha
-    trial = evaluate(along(point.x, alpha, state.Hg), jnp.where(unit > 0, unit, 1))
+    alpha, known = state.search.alpha, jnp.where(unit > 0, unit, 1)
+    trial = evaluate(along(point.x, alpha, state.Hg), known)
+
+    def norms() -> list[Array]:
+        return _stacks.inf_norms(trial.g, last_digits(point.x, state.Hg))
+
+    largest = norms()[0]
+    unit = jnp.where(unit > 0, unit, power_of_two(largest))
 
     # Judge. A failed search still has its lowest trial to offer.
-    (dphi,) = _stacks.products((trial.g, state.Hg))
-    dphi = -jnp.where(unit > 0, unit, 1) * dphi
+    def products() -> list[Array]:
+        s = jax.tree.map(jnp.subtract, trial.x, point.x)
+        return _stacks.products((trial.g, state.Hg), (point.g, s), (trial.g, s))
+
+    dphi0, dphi = -known * gHg, -known * products()[0]
     search, done, given_up = linesearch.step(state.search, trial.f, dphi)
     # A shorter trial is worth nothing once it leaves x as it is.
     shrinks = ~done & (search.alpha < alpha)
-    given_up |= where(shrinks, lambda: vanishes(search.alpha, state.Hg, point.x), shrinks)
+    given_up |= where(shrinks, lambda: search.alpha * norms()[1] <= 1, shrinks)
     # A direction that is no descent is given up at once: that of a converged run taken up again.
     descent = dphi0 < 0
-    accepted = once(running & (first | (done & descent)))
-    given_up = once(running & ~accepted & (given_up | ~descent))
-    finite = jnp.isfinite(trial.f) & jnp.isfinite(dphi0)
-    hidden = finite & where(given_up, lambda: agree(point, trial, unit), given_up)
+    accepted = running & (first | (done & descent))
+    given_up = running & ~accepted & (given_up | ~descent)
     lower = (trial.f < best.f) & jnp.isfinite(trial.f) & jnp.isfinite(dphi)
-    keep = once(running & lower & ~accepted)
-    rescued = once(given_up & (jnp.where(lower, trial.f, best.f) < point.f))
+    keep = running & lower & ~accepted
+    rescued = given_up & (jnp.where(lower, trial.f, best.f) < point.f)
+    accepted, given_up, keep, rescued = once(accepted, given_up, keep, rescued)
     moved, failed = accepted | rescued, given_up & ~rescued
     # Rounding hides what the search had to find. A quasi-Newton direction is believed where the
     # decrease that its model promises is less than the last digit of f.
+    agree = where(given_up, lambda: agreement(point.f, trial.f, known, *products()[1:]), given_up)
+    hidden = agree & jnp.isfinite(trial.f) & jnp.isfinite(dphi0)
     unseen = 0.5 * jnp.abs(dphi0) <= eps(point.f.dtype) * jnp.abs(point.f)
     stalled = failed & hidden & (state.steepest | unseen)
 
     # Commit, or hold: then s = y = 0, and correcting changes nothing.
-    def resolve(usual: tuple[Array, Point, Trial]) -> tuple[Array, Point, Trial]:
-        unit, trial, best = usual
-        unit, g = in_unit(first, unit, trial.g)
-        best = select(keep, Trial(alpha, *trial[1:]), best)
+    def resolve(usual: tuple[Point, Trial]) -> tuple[Point, Trial]:
+        this, best = usual
+        tried = Trial(jnp.stack([alpha, this.f, largest]), this.g, this.aux)
+        best = select(keep, tried, best)
         held = select(rescued, recover(point.x, best, state.Hg), point)
-        return unit, select(accepted, trial._replace(g=g), held), best
+        g = jax.tree.map(lambda g: jnp.where(first, g / unit, g), this.g)
+        return select(accepted, this._replace(g=g), held), best
 
-    unit, new, best = maybe(first | ~accepted, (unit, trial, best), resolve)
+    new, best = maybe(first | ~accepted, (trial, best), resolve)
     s = jax.tree.map(jnp.subtract, new.x, point.x)
     y = jax.tree.map(jnp.subtract, new.g, point.g)
-    g_norm = where(moved, lambda: unit * _stacks.inf_norm(new.g), g_norm)
+    g_norm = jnp.where(moved, known * jnp.where(accepted, largest, best.scalars[2]), g_norm)
     if qn.renew is None:
         approx, Hg = qn.advance(state.approx, s, y, new.g, state.Hg, moved)
     else:
@@ -243,24 +255,25 @@ def trip(
 
     # A failed search, or no descent: forget the curvature once and try −g. A run that has converged
     # or stalled keeps the curvature that it found.
+    def squares(Hg: ArrayTree) -> list[Array]:
+        return _stacks.products((new.g, Hg), (new.g, new.g))
+
     g0_norm = jnp.where(first, g_norm, g0_norm)
-    gHg = where(moved, lambda: _stacks.products((new.g, Hg))[0], -dphi0 / unit)
-    descent = ((gHg > 0) & jnp.isfinite(gHg)) | within_gtol(tol, g_norm, g0_norm)
-    lost = once((failed & ~stalled) | (running & ~descent))
+    usual = Hg, where(moved, lambda: squares(Hg)[0], gHg)
+    descent = ((usual[1] > 0) & jnp.isfinite(usual[1])) | within_gtol(tol, g_norm, g0_norm)
+    (lost,) = once((failed & ~stalled) | (running & ~descent))
     approx = qn.reset(approx, lost)
-
-    def restart(usual: tuple[ArrayTree, Array]) -> tuple[ArrayTree, Array]:
-        # Of short vectors, the table of products above has gᵀg already.
-        return new.g, _stacks.products((new.g, usual[0]), (new.g, new.g))[1]
-
-    Hg, gHg = maybe(lost, (Hg, gHg), restart)
+    Hg, gHg = maybe(lost, usual, lambda usual: (new.g, squares(usual[0])[1]))
     steepest = lost | (state.steepest & (first | ~moved))
+
+    # The first trial of the next search.
     slope, length = -unit * gHg, jnp.sqrt(jnp.where(gHg > 0, gHg, 1))
     decrease = point.f - new.f
     cautious = accepted & ~state.steepest & (qn.renew is None) & stopped_short(alpha, dphi0, dphi)
-    alpha0 = jnp.where(cautious, next_step(decrease, slope), 1)
-    alpha0 = jnp.where(steepest, first_step(new.f, unit * length) / length, alpha0)
-    fresh_search = linesearch.init(new.f, slope, alpha0)
+    expected = jnp.where(cautious, AGAIN * decrease, jnp.inf)
+    expected = jnp.where(steepest, jnp.abs(new.f), expected)
+    alpha0 = parabola_step(expected, jnp.where(steepest, unit * length, slope))
+    fresh_search = linesearch.init(new.f, slope, alpha0 / jnp.where(steepest, length, 1))
 
     # Assess.
     short = where(tol.xtol > 0, lambda: is_short(s, new.x, tol.xtol), failed)
@@ -281,26 +294,25 @@ def trip(
         failed=lost & state.steepest & ~moved,
         stalled=stalled,
     )
+    none_lower = jnp.stack([jnp.zeros_like(new.f), new.f, g_norm])
     return LoopState(
         point=new,
-        best=best._replace(f=jnp.where(moved, new.f, best.f)),
+        best=best._replace(scalars=jnp.where(moved, none_lower, best.scalars)),
         Hg=Hg,
         search=select(moved | lost, fresh_search, search),
         approx=approx,
         steepest=steepest,
-        scalars=jnp.stack([unit, g0_norm, g_norm, jnp.minimum(g_best, g_norm), slope, f_best]),
+        scalars=jnp.stack([unit, g0_norm, g_norm, jnp.minimum(g_best, g_norm), gHg, f_best]),
         counts=counts,
         status=jnp.where(running, status, state.status),
     )
 
 
-def agree(point: Point, trial: Point, unit: Array) -> Array:
-    """Whether two values agree with their slopes, by the trapezoidal rule, up to rounding."""
-    s = jax.tree.map(jnp.subtract, trial.x, point.x)
-    before, after = _stacks.products((point.g, s), (trial.g, s))
-    change = trial.f - point.f
+def agreement(f: Array, trial_f: Array, unit: Array, before: Array, after: Array) -> Array:
+    """Whether two values agree with gᵀs at both, by the trapezoidal rule, up to rounding."""
+    change = trial_f - f
     error = jnp.abs(change - 0.5 * unit * (before + after))
-    return error <= rounding_noise(point.f) + 0.5 * jnp.abs(change)
+    return error <= rounding_noise(f) + 0.5 * jnp.abs(change)
 
 
 def lowest(state: LoopState) -> Point:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxqn._numerics import HIGHEST, dot, safe_divide
+from jaxqn._numerics import HIGHEST, dot, inner, safe_divide
 from jaxqn._typing import Array
 from jaxqn.curvature import has_curvature
 from jaxqn.rules import (
@@ -147,11 +147,12 @@ def dense(
         """Correct H by a pair; also return the factor of H before, and the correction then."""
         gamma = first_factor(state, pair)
         pair = pair._replace(w=gamma * pair.w, yw=gamma * pair.yw, sBs=pair.sBs / gamma)
-        c = _if_finite(rule(pair))
+        c = rule(pair)
         tally = jnp.stack([c.accepted, ~c.accepted & (pair.ss > 0), jnp.zeros((), bool)])
+        factor = gamma * c.coefficients[0]
         state = state._replace(
-            base=state.base * (gamma * c.scale),
-            weights=state.weights * (gamma * c.scale),
+            base=state.base * factor,
+            weights=state.weights * factor,
             counts=state.counts + tally.astype(jnp.int32),
         )
         p, q = corners(pair.s, pair.w, c)
@@ -160,11 +161,9 @@ def dense(
 
     def update(state: DenseState, s: Array, y: Array) -> DenseState:
         w = apply(state, y)
-        rows = jnp.stack([s, y, w])
-        gram = dot(rows, rows.T)
+        ss, sy, yy, yw = inner((s, s), (s, y), (y, y), (y, w))
         unknown = jnp.full((), jnp.nan, s.dtype)
-        pair = Pair(s, y, w, gram[0, 0], gram[0, 1], gram[1, 1], gram[1, 2], unknown)
-        return absorb(state, pair)[0]
+        return absorb(state, Pair(s, y, w, ss, sy, yy, yw, sBs=unknown))[0]
 
     def advance(
         state: DenseState, s: Array, y: Array, g: Array, Hg: Array, moved: Array
@@ -176,15 +175,15 @@ def dense(
         else:
             product = apply(state, g)
         w = product - Hg
-        # Two small products of rows: in a batch, one of all five would take five times as long.
-        rows = jnp.stack([w, s, Hg, y, g])
-        (ss, sHg, sy), (_, HgHg, _), (_, _, yy) = dot(rows[1:4], rows[1:4].T)
-        (yw, gw), (_, sg) = dot(rows[:2], rows[3:].T)
+        ss, sy, yy, yw, sg, gw, sHg, HgHg = inner(
+            (s, s), (s, y), (y, y), (y, w), (s, g), (g, w), (s, Hg), (Hg, Hg)
+        )
         sBs = _step_curvature(ss, sHg, HgHg, sg - sy)
         state, gamma, c, (p, q) = absorb(state, Pair(s, y, w, ss, sy, yy, yw, sBs))
         gw, sg = (jnp.where(c.accepted, v, jnp.zeros_like(v)) for v in (gamma * gw, sg))
-        correction = c.alpha * (sg - c.mu * gw) * p + c.beta * (gw - c.nu * sg) * q
-        return state, gamma * c.scale * product + correction
+        scale, alpha, mu, beta, nu = c.coefficients
+        correction = alpha * (sg - mu * gw) * p + beta * (gw - nu * sg) * q
+        return state, gamma * scale * product + correction
 
     def reset(state: DenseState, when: Array) -> DenseState:
         identity = jnp.array([1, 0], state.base.dtype)
@@ -196,18 +195,6 @@ def dense(
         )
 
     return QuasiNewton(init, update, apply, advance, reset)
-
-
-def _if_finite(c: Correction) -> Correction:
-    """A correction that overflows is refused: it would stay in the matrix for good."""
-    accepted = c.accepted & jnp.isfinite(c.alpha) & jnp.isfinite(c.beta) & jnp.isfinite(c.scale)
-
-    def kept(usual: Array, refused: float) -> Array:
-        return jnp.where(accepted, usual, jnp.full_like(usual, refused))
-
-    return c._replace(
-        accepted=accepted, scale=kept(c.scale, 1), alpha=kept(c.alpha, 0), beta=kept(c.beta, 0)
-    )
 
 
 def _step_curvature(ss: Array, sHg: Array, HgHg: Array, sg: Array) -> Array:
@@ -225,7 +212,8 @@ def _write(state: DenseState, p: Array, q: Array, c: Correction) -> DenseState:
     """Correct the matrix at once; a refused pair has zero weights, and needs no select."""
     written = jnp.array([0, 1], state.base.dtype)
     shift, scale = jnp.where(c.accepted, state.base, written)
-    correction = jnp.outer(c.alpha * p, p) + jnp.outer(c.beta * q, q)
+    _, alpha, _, beta, _ = c.coefficients
+    correction = jnp.outer(alpha * p, p) + jnp.outer(beta * q, q)
     return state._replace(
         matrix=scale * state.matrix + (correction + shift * _identity(state)),
         base=jnp.where(c.accepted, written, state.base),
@@ -234,7 +222,7 @@ def _write(state: DenseState, p: Array, q: Array, c: Correction) -> DenseState:
 
 def _defer(state: DenseState, p: Array, q: Array, c: Correction) -> DenseState:
     """Put a correction into the panel; fold the panel into the matrix when it is full."""
-    rows, weights, accepted = jnp.stack([p, q]), jnp.stack([c.alpha, c.beta]), c.accepted
+    rows, weights, accepted = jnp.stack([p, q]), c.coefficients[1::2][:2], c.accepted
     at = state.counts[2]
     zero = jnp.zeros_like(at)
     held = jax.lax.dynamic_slice(state.panel, (at, zero), rows.shape)

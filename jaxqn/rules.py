@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from jaxqn._numerics import dot, eps, safe_divide
+from jaxqn._numerics import dot, eps, once, safe_divide
 from jaxqn._typing import Array
 from jaxqn.curvature import has_curvature, in_range
 
@@ -65,20 +65,13 @@ class Correction(NamedTuple):
     """H₊ = scale H + alpha p pᵀ + beta q qᵀ with p = s − mu w, q = w − nu s.
 
     Attributes:
-      accepted: whether the pair is used; otherwise scale = 1 and alpha = beta = 0.
-      scale: factor of the old matrix.
-      alpha: weight of p pᵀ.
-      mu: share of w taken out of s in p.
-      beta: weight of q qᵀ.
-      nu: share of s taken out of w in q.
+      accepted: whether the pair is used; otherwise scale = 1 and the other coefficients are 0.
+      coefficients: scale, factor of the old matrix; alpha, weight of p pᵀ; mu, share of w taken out
+        of s in p; beta, weight of q qᵀ; nu, share of s taken out of w in q: shape ``(5,)``.
     """
 
     accepted: Array
-    scale: Array
-    alpha: Array
-    mu: Array
-    beta: Array
-    nu: Array
+    coefficients: Array
 
 
 Rule = Callable[[Pair], Correction]
@@ -92,21 +85,35 @@ def broyden_class(pair: Pair, phi: Array | float, scale: Array | float = 1.0) ->
 
     In the span of s and w that is a 2×2 quadratic form; the square is completed on its s entry
     when phi > 1/2 (BFGS: phi = 1) and on its w entry otherwise (DFP: phi = 0), so that neither
-    pivot can vanish.
+    pivot can vanish:
+
+        d = 1 + phi h scale,       alpha = d/(sᵀy),   mu = phi scale/d,
+                                   beta = −scale (d − phi)/(d yᵀw),     nu = 0;
+        d = 1 + phi h scale/gap,   alpha = d/(sᵀy),   mu = 0,   gap = 1 − phi,
+                                   beta = −scale gap/(yᵀw),             nu = −phi h/gap.
     """
-    accepted = has_curvature(pair.ss, pair.sy, pair.yy) & (pair.yw > 0) & jnp.isfinite(pair.yw)
+    usable = has_curvature(pair.ss, pair.sy, pair.yy) & (pair.yw > 0) & jnp.isfinite(pair.yw)
     one, zero = jnp.ones_like(pair.sy), jnp.zeros_like(pair.sy)
-    rho = safe_divide(one, pair.sy, accepted)
-    yw = jnp.where(accepted, pair.yw, one)
-    h = yw * rho
-    scale = jnp.where(accepted, scale, one)
+    sy, yw = jnp.where(usable, pair.sy, one), jnp.where(usable, pair.yw, one)
+    scale = jnp.where(usable, scale, one)
+    h = yw / sy
     near_bfgs = jnp.asarray(phi > 0.5)
-    gap = jnp.where(near_bfgs, one, 1 - phi)  # 1 − phi, where it is a divisor
-    mu = jnp.where(near_bfgs, phi * scale / jnp.where(near_bfgs, 1 + phi * h * scale, one), zero)
-    nu = jnp.where(near_bfgs, zero, -phi * h / gap)
-    alpha = jnp.where(accepted, rho * (1 + phi * h * scale / gap), zero)
-    beta = -scale * ((1 - phi) / yw + jnp.where(near_bfgs, phi * mu * rho, zero))
-    return Correction(accepted, scale, alpha, mu, jnp.where(accepted, beta, zero), nu)
+    gap = jnp.where(near_bfgs, one, 1 - phi)
+    d = 1 + phi * h * scale / gap
+    mu, nu = jnp.where(near_bfgs, phi * scale, zero), jnp.where(near_bfgs, zero, -phi * h)
+    beta = jnp.where(near_bfgs, -scale * ((d - phi) / d), -scale * gap)
+    return _correction(usable, [scale, d, mu, beta, nu], [one, sy, d, yw, gap])
+
+
+def _correction(usable: Array, above: list[Array], below: list[Array]) -> Correction:
+    """The quotients as coefficients, unless one overflows: it would stay in the matrix for good.
+
+    One division of vectors is one kernel, and XLA does not work it out again for every reader.
+    """
+    quotients = jnp.stack(above) / jnp.stack(below)
+    (accepted,) = once(usable & jnp.all(jnp.isfinite(quotients)))
+    none = jnp.array([1, 0, 0, 0, 0], quotients.dtype)
+    return Correction(accepted, jnp.where(accepted, quotients, none))
 
 
 def bfgs_rule(pair: Pair) -> Correction:
@@ -130,9 +137,10 @@ def sr1_rule(pair: Pair) -> Correction:
     v = pair.s - pair.w
     vy, vv = dot(v, pair.y), dot(v, v)
     floor = eps(vy.dtype) ** 0.5 * jnp.sqrt(vv) * jnp.sqrt(pair.yy)
-    accepted = (jnp.abs(vy) > floor) & in_range(pair.ss, pair.yy) & jnp.isfinite(vy)
+    usable = (jnp.abs(vy) > floor) & in_range(pair.ss, pair.yy) & jnp.isfinite(vy)
     one, zero = jnp.ones_like(vy), jnp.zeros_like(vy)
-    return Correction(accepted, one, safe_divide(one, vy, accepted), one, zero, zero)
+    below = [one, jnp.where(usable, vy, one), one, one, one]
+    return _correction(usable, [one, one, one, zero, zero], below)
 
 
 def _known_b(pair: Pair) -> tuple[Array, Array]:
@@ -180,5 +188,6 @@ def ssbroyden_rule(pair: Pair) -> Correction:
 
 def corners(s: Array, w: Array, c: Correction) -> tuple[Array, Array]:
     """The vectors p = s − mu w and q = w − nu s of a correction, zero when it was refused."""
+    _, _, mu, _, nu = c.coefficients
     zero = jnp.zeros_like(s)
-    return jnp.where(c.accepted, s - c.mu * w, zero), jnp.where(c.accepted, w - c.nu * s, zero)
+    return jnp.where(c.accepted, s - mu * w, zero), jnp.where(c.accepted, w - nu * s, zero)

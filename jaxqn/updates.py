@@ -131,7 +131,8 @@ def _update(rule: Rule, H: Array, s: Array, y: Array, sBs: Array | float | None 
     )
     c = rule(pair)
     p, q = corners(s, w, c)
-    return c.scale * H + (jnp.outer(c.alpha * p, p) + jnp.outer(c.beta * q, q))
+    scale, alpha, _, beta, _ = c.coefficients
+    return scale * H + (jnp.outer(alpha * p, p) + jnp.outer(beta * q, q))
 
 
 def bfgs_update(H: Array, s: Array, y: Array) -> Array:

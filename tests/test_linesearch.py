@@ -400,18 +400,18 @@ def test_the_same_options_are_the_same_search(make):
 
 
 @pytest.mark.parametrize("curvature", [1.5, 4.0, 30.0])
-def test_the_first_trial_repeats_the_last_decrease(curvature):
-    """Along phi(a) = curvature a²/2 − a the exact step has decreased by 1/(2 curvature) each."""
+def test_the_first_trial_repeats_a_decrease(curvature):
+    """Along phi(a) = curvature a²/2 − a the exact step decreases by 1/(2 curvature)."""
     decrease, slope = jnp.float64(0.5 / curvature), jnp.float64(-1)
-    np.testing.assert_allclose(initial.next_step(decrease, slope), 1.01 / curvature)
+    np.testing.assert_allclose(initial.parabola_step(decrease, slope), 1 / curvature)
     for c in (1e-8, 1e8):
-        scaled = initial.next_step(c * decrease, c * slope)
-        np.testing.assert_allclose(scaled, 1.01 / curvature)
+        scaled = initial.parabola_step(c * decrease, c * slope)
+        np.testing.assert_allclose(scaled, 1 / curvature)
 
 
 @pytest.mark.parametrize("decrease", [0.6, np.inf, np.nan, 0.0, -1.0])
 def test_the_first_trial_is_at_most_the_full_step(decrease):
-    assert initial.next_step(jnp.float64(decrease), jnp.float64(-1)) == 1
+    assert initial.parabola_step(jnp.float64(decrease), jnp.float64(-1)) == 1
 
 
 @pytest.mark.parametrize(
@@ -432,9 +432,9 @@ def test_the_driver_starts_short_after_it_stopped_short():
     runs = [minimize(valley, start, maxiter=k) for k in range(1, 25)]
     trials = []
     for before, after in itertools.pairwise(runs):
-        alpha, slope = after.state.search.alpha, after.state.scalars[4]
+        alpha, slope = after.state.search.alpha, after.state.search.known[0, 2]
         if alpha != 1:
-            repeated = initial.next_step(before.fun - after.fun, slope)
+            repeated = initial.parabola_step(initial.AGAIN * (before.fun - after.fun), slope)
             np.testing.assert_allclose(alpha, repeated, rtol=1e-12)
         trials.append(float(alpha))
     assert 2 < trials.count(1.0) < len(trials) - 2

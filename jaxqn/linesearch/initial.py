@@ -4,34 +4,32 @@ import jax.numpy as jnp
 
 from jaxqn._typing import Array
 
-__all__ = ["first_step", "next_step", "stopped_short"]
+__all__ = ["AGAIN", "parabola_step", "stopped_short"]
+
+AGAIN = 1.01
+"""What part of the last decrease to expect again: more than 1, so that the step that repeats it can
+be 1 again once a method converges superlinearly (Nocedal & Wright, 2006, after eq. 3.60)."""
 
 
-def first_step(f: Array, g_length: Array) -> Array:
-    """Length of the first step along −g: min(1, 2 |f|/‖g‖), whatever the scale of f.
+def parabola_step(decrease: Array, slope: Array) -> Array:
+    """The minimiser of a parabola with that slope at 0 and that decrease to its minimum; at most 1.
 
-    2 |f|/‖g‖ is where a parabola with this slope that bottoms out at 0 has its minimum.
+        min(1, 2 decrease/|slope|)
+
+    A search along −g, in units of length, begins with the decrease |f|: whatever the scale of f,
+    that is where a parabola bottoms out at 0. A quasi-Newton step that stopped short is followed by
+    the decrease of the last step; after any other the first trial is 1.
+
+    References:
+      Nocedal & Wright, 2006, eq. 3.60.
     """
-    distance = 2 * jnp.abs(f) / g_length
-    return jnp.where(distance > 0, jnp.minimum(distance, 1), jnp.ones_like(distance))
+    alpha = 2 * decrease / jnp.abs(slope)
+    return jnp.where(alpha > 0, jnp.minimum(alpha, 1), jnp.ones_like(alpha))
 
 
 def stopped_short(alpha: Array, dphi0: Array, dphi: Array) -> Array:
-    """Whether a step is shorter than 1, and so is the way to the minimiser by the slopes."""
-    minimiser = alpha * dphi0 / (dphi0 - dphi)
-    return (alpha < 1) & (minimiser > 0) & (minimiser < 1)
+    """Whether a step is shorter than 1, and so is the way to the minimiser by the slopes.
 
-
-def next_step(decrease: Array, dphi0: Array) -> Array:
-    """Step length at which a parabola with slope dphi0 at 0 repeats the last decrease, if below 1.
-
-        min(1, 1.01 · 2 decrease/|dphi0|)
-
-    What to try first after a quasi-Newton step that stopped short; after any other it is 1. The
-    factor 1.01 lets it be 1 again once the method converges superlinearly.
-
-    References:
-      Nocedal & Wright, 2006, eq. 3.60 and the paragraph after it.
+    That way is alpha dphi0/(dphi0 − dphi), for dphi0 < 0.
     """
-    alpha = 2.02 * decrease / jnp.abs(dphi0)
-    return jnp.where(alpha > 0, jnp.minimum(alpha, 1), jnp.ones_like(alpha))
+    return (alpha < 1) & (alpha * dphi0 > dphi0 - dphi)

@@ -90,7 +90,8 @@ def wolfe(
         # far, and the old best is the far end if the slope turned in between.
         trial = jnp.stack([alpha, phi, dphi])
         hidden = jnp.abs(phi - lo[1]) <= rounding_noise(phi0)
-        too_far = once(~(finite & ((decrease & (phi <= lo[1])) | (hidden & (dphi < 0)))))
+        near = (decrease & (phi <= lo[1])) | (hidden & (dphi < 0))
+        (too_far,) = once(~(finite & near))
         turned = dphi * lo[2] < 0
         new_lo = jnp.where(too_far, lo, trial)
         new_hi = jnp.where(too_far, trial, jnp.where(turned, lo, hi))

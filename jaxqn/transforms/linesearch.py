@@ -10,7 +10,7 @@ import optax
 
 from jaxqn._typing import Array, ArrayTree
 from jaxqn.linesearch import LineSearch, wolfe
-from jaxqn.linesearch.initial import first_step, next_step, stopped_short
+from jaxqn.linesearch.initial import AGAIN, parabola_step, stopped_short
 from jaxqn.transforms._common import (
     Objective,
     at_least_float32,
@@ -209,7 +209,7 @@ def _search(
         jnp.all(d == -g) for d, g in zip(*map(jax.tree.leaves, (updates, grad)), strict=True)
     ]
     fresh = ~jnp.isfinite(state.value) | jnp.all(jnp.stack(steepest))
-    alpha0 = next_step(state.decrease, dphi0)
+    alpha0 = parabola_step(AGAIN * state.decrease, dphi0)
     alpha0 = jnp.where(fresh, _first_trial(phi0, dphi0, direction), alpha0)
     start = Trial(jnp.zeros_like(phi0), phi0, _like(params, grad))
     hopeless = ~((dphi0 < 0) & jnp.isfinite(dphi0) & jnp.isfinite(phi0))
@@ -236,7 +236,7 @@ def _first_trial(phi0: Array, dphi0: Array, direction: optax.Updates) -> Array:
     """The driver's first step along −g, along any direction d: min(1/‖d‖, 2 |phi0/dphi0|)."""
     dd = optax.tree.vdot(direction, direction)
     length = jnp.sqrt(jnp.where(dd > 0, dd, jnp.ones_like(dd)))
-    return first_step(phi0 * (dd / jnp.abs(dphi0)), length) / length
+    return parabola_step(jnp.abs(phi0) * (dd / jnp.abs(dphi0)), length) / length
 
 
 def _like(example: ArrayTree, tree: ArrayTree) -> ArrayTree:
