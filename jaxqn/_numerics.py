@@ -17,20 +17,24 @@ def dot(a: Array, b: Array) -> Array:
     return jnp.dot(a, b, precision=HIGHEST)
 
 
-SHORT = 64
+SHORT = 256
 """Entries up to which inner products are sums; a batch of tiny matrix products takes longer."""
 
 
 def inner(*pairs: tuple[Array, Array]) -> Array:
-    """The inner product of every pair of flat vectors, shape ``(k,)``, in a kernel or two."""
+    """The inner product of every pair of flat vectors, shape ``(k,)``.
+
+    Longer vectors are multiplied by a matrix of all the firsts, once per distinct second: such a
+    product needs no kernel of its own, and unlike one of two matrices no other thread.
+    """
     if pairs[0][0].size <= SHORT:
         left, right = (jnp.stack(side) for side in zip(*pairs, strict=True))
         return jnp.sum(left * right, axis=1)
-    vectors = {id(v): v for pair in pairs for v in pair}
-    place = {key: i for i, key in enumerate(vectors)}
-    rows = jnp.stack(list(vectors.values()))
-    table = dot(rows, rows.T)
-    return jnp.stack([table[place[id(a)], place[id(b)]] for a, b in pairs])
+    firsts = {id(a): a for a, _ in pairs}
+    row = {key: i for i, key in enumerate(firsts)}
+    rows = jnp.stack(list(firsts.values()))
+    columns = {key: dot(rows, b) for key, b in {id(b): b for _, b in pairs}.items()}
+    return jnp.stack([columns[id(b)][row[id(a)]] for a, b in pairs])
 
 
 def once(*flags: Array) -> Array:

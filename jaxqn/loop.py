@@ -256,7 +256,7 @@ def trip(
     # A failed search, or no descent: forget the curvature once and try −g. A run that has converged
     # or stalled keeps the curvature that it found.
     def squares(Hg: ArrayTree) -> list[Array]:
-        return _stacks.products((new.g, Hg), (new.g, new.g))
+        return _stacks.products((Hg, new.g), (new.g, new.g))
 
     g0_norm = jnp.where(first, g_norm, g0_norm)
     usual = Hg, where(moved, lambda: squares(Hg)[0], gHg)

@@ -176,7 +176,7 @@ def dense(
             product = apply(state, g)
         w = product - Hg
         ss, sy, yy, yw, sg, gw, sHg, HgHg = inner(
-            (s, s), (s, y), (y, y), (y, w), (s, g), (g, w), (s, Hg), (Hg, Hg)
+            (s, s), (y, s), (y, y), (y, w), (g, s), (g, w), (Hg, s), (Hg, Hg)
         )
         sBs = _step_curvature(ss, sHg, HgHg, sg - sy)
         state, gamma, c, (p, q) = absorb(state, Pair(s, y, w, ss, sy, yy, yw, sBs))
