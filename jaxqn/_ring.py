@@ -27,7 +27,7 @@ from jaxqn._history import (
     unscaled,
 )
 from jaxqn._numerics import eps, safe_divide
-from jaxqn._stacks import tree_dtype, vdot
+from jaxqn._stacks import products, tree_dtype, vdot
 from jaxqn._typing import Array, ArrayTree
 from jaxqn.curvature import has_curvature
 from jaxqn.quasi_newton import QuasiNewton
@@ -137,7 +137,8 @@ def _verbs(form: Form, m: int, history_dtype: Any) -> QuasiNewton:
 
     def update(state: MemoryState, s: ArrayTree, y: ArrayTree) -> MemoryState:
         s, y = rounded(s, state.s), rounded(y, state.y)
-        state, accepted = _absorb(form, state, s, y, _squares(state, s, y), _products(state, y))
+        squares = jnp.stack(products(*_squares(state, s, y)))
+        state, accepted = _absorb(form, state, s, y, squares, _products(state, y))
         # The gradient is not known here: the next one must not be taken for this one plus y.
         return state._replace(gg=jnp.where(accepted, jnp.nan, state.gg))
 
@@ -158,8 +159,8 @@ def _verbs(form: Form, m: int, history_dtype: Any) -> QuasiNewton:
 
         def measured() -> tuple[Array, ...]:
             Dg = scaled(state.start, g)
-            own = jnp.stack([vdot(s, g), vdot(y, Dg)])
-            return _products(state, g), own, vdot(g, Dg), _squares(state, s, y)
+            sg, yg, gg, *squares = products((s, g), (y, Dg), (g, Dg), *_squares(state, s, y))
+            return _products(state, g), jnp.stack([sg, yg]), gg, jnp.stack(squares)
 
         def unmoved() -> tuple[Array, ...]:
             zeros = jnp.zeros((3,), state.gg.dtype)
@@ -205,10 +206,11 @@ def _products(state: MemoryState, v: ArrayTree) -> Array:
     return jnp.stack([dots(state.s, v, state.gg.dtype), dots(state.y, Dv, state.gg.dtype)])
 
 
-def _squares(state: MemoryState, s: ArrayTree, y: ArrayTree) -> Array:
-    """The products sᵀ diag(start)⁻¹ s, sᵀy and yᵀ diag(start) y of a pair, shape ``(3,)``."""
-    ss = vdot(s, unscaled(state.start, s))
-    return jnp.stack([ss, vdot(s, y), vdot(y, scaled(state.start, y))])
+def _squares(
+    state: MemoryState, s: ArrayTree, y: ArrayTree
+) -> tuple[tuple[ArrayTree, ArrayTree], ...]:
+    """The factors of sᵀ diag(start)⁻¹ s, sᵀy and yᵀ diag(start) y of a pair."""
+    return (s, unscaled(state.start, s)), (s, y), (y, scaled(state.start, y))
 
 
 def _absorb(

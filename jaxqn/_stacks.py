@@ -12,11 +12,15 @@ import jax
 import jax.numpy as jnp
 
 from jaxqn._numerics import HIGHEST, inner
-from jaxqn._packing import pooled
+from jaxqn._packing import is_packed, pooled
 from jaxqn._typing import Array, ArrayTree
 
 LONG = 10_000
 """Entries of a vector from which a pass over it costs more than compiling around it."""
+
+
+STACKED = 2**16
+"""Entries up to which vectors may be stacked for a pass over all of them at once."""
 
 
 def tree_dtype(tree: ArrayTree) -> jnp.dtype:
@@ -41,8 +45,9 @@ def inf_norm(tree: ArrayTree) -> Array:
 
 def inf_norms(*vectors: ArrayTree) -> list[Array]:
     """The largest magnitude in each of some vectors; those of short flat ones share a kernel."""
-    if _is_short(vectors[0]):
-        return list(jnp.max(jnp.abs(jnp.stack(vectors)), axis=1))
+    flat = _flat(*vectors)
+    if flat:
+        return list(jnp.max(jnp.abs(jnp.stack(flat)), axis=1))
     return [inf_norm(v) for v in vectors]
 
 
@@ -75,16 +80,20 @@ def vdot(a: ArrayTree, b: ArrayTree) -> Array:
 def products(*pairs: tuple[ArrayTree, ArrayTree]) -> list[Array]:
     """The inner product of every pair of vectors.
 
-    Those of short flat vectors share a kernel or two; long ones are read pair by pair, since to
-    stack them would cost memory traffic.
+    Those of short flat vectors share a kernel or two; others are read pair by pair, since to stack
+    them would cost memory traffic.
     """
-    if _is_short(pairs[0][0]):
-        return list(inner(*pairs))
+    flat = _flat(*(v for pair in pairs for v in pair))
+    if flat:
+        return list(inner(*zip(flat[::2], flat[1::2], strict=True)))
     return [vdot(a, b) for a, b in pairs]
 
 
-def _is_short(v: ArrayTree) -> bool:
-    return isinstance(v, jax.Array) and v.ndim == 1 and v.size <= LONG
+def _flat(*vectors: ArrayTree) -> list[Array]:
+    """The vectors as flat arrays, if that is what they are, and short enough to be stacked."""
+    arrays = [v.small if is_packed(v) and not v.large else v for v in vectors]
+    flat = all(isinstance(v, jax.Array) and v.ndim == 1 and v.size <= STACKED for v in arrays)
+    return arrays if flat and len({v.dtype for v in arrays}) == 1 else []
 
 
 def dots(stack: ArrayTree, vector: ArrayTree) -> Array:
