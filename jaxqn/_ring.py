@@ -254,14 +254,14 @@ def ages(state: MemoryState) -> tuple[Array, Array]:
 
 
 def _by_age(state: MemoryState) -> Grams:
-    slots, valid = ages(state)
+    oldest, (_, valid) = state.counts[2], ages(state)
     both = valid[:, None] & valid[None]
 
     def triangle(table: Array) -> Array:
-        return jnp.triu(jnp.where(both, table[slots[:, None], slots[None]], 0))
+        return jnp.triu(jnp.where(both, jnp.roll(table, -oldest, (0, 1)), 0))
 
     yy = state.gamma * triangle(state.yy)
-    ss = jnp.where(valid, state.ss[slots], 0) / state.gamma
+    ss = jnp.where(valid, jnp.roll(state.ss, -oldest), 0) / state.gamma
     return Grams(triangle(state.sy), yy + jnp.triu(yy, 1).T, ss, valid)
 
 
@@ -269,12 +269,11 @@ def _product(
     form: Form, state: MemoryState, g: ArrayTree, sg: Array, gg: Array, H0: Any
 ) -> ArrayTree:
     """H g from Sᵀg and YᵀH₀g; with ``H0``, if any, in place of the state's."""
-    grams, (slots, valid) = _by_age(state), ages(state)
-    by_slot = (jnp.arange(slots.size, dtype=slots.dtype) - state.counts[2]) % slots.size
-    a, b = jnp.where(valid[None], sg[:, slots], 0)
+    grams, oldest = _by_age(state), state.counts[2]
+    a, b = jnp.where(grams.valid, jnp.roll(sg, -oldest, 1), 0)
 
     def less(v: ArrayTree, c: Array, stack: ArrayTree) -> ArrayTree:
-        mixed = combine(c[by_slot], stack, g)
+        mixed = combine(jnp.roll(c, oldest), stack, g)
         return jax.tree.map(lambda v, u: v.astype(u.dtype) - u, v, mixed)
 
     if H0 is None:
@@ -288,7 +287,7 @@ def _product(
         p = _finite(first(grams, a))
         q = cast_like(less(g, p, state.y), g)
         z = H0(q) if callable(H0) else scaled(H0, q)
-        b = jnp.where(valid, dots(state.y, z, b.dtype)[slots], 0)
+        b = jnp.where(grams.valid, jnp.roll(dots(state.y, z, b.dtype), -oldest), 0)
         w = _finite(second(grams, p, b))
     return cast_like(less(z, -w, state.s), g)
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 
-from jaxqn._numerics import dot
+from jaxqn._numerics import dot, inner
 from jaxqn._packing import is_packed, packing, unpacked
 from jaxqn._ring import Form, Grams, MemoryState, ages, limited_memory
 from jaxqn._typing import Array, ArrayTree
@@ -131,11 +131,11 @@ def _coefficients(grams: Grams, a: Array, b: Array, gg: Array) -> tuple[Array, A
     """The halves with YᵀH₀Y known; zero where gᵀH g is not positive, or H g out of range."""
     p = _first(grams, a)
     w = _second(grams, p, b - dot(grams.yy, p))
-    gHg = gg + (dot(a, w) - dot(b, p))
     # Norms (those of H₀ and of H₀⁻¹) of the terms that add up to H g.
-    terms = dot(jnp.abs(w), jnp.sqrt(grams.ss))
-    terms += dot(jnp.abs(p), jnp.sqrt(jnp.diagonal(grams.yy)))
-    usable = (gHg > 0) & jnp.isfinite(gHg) & jnp.isfinite(terms)
+    sizes = jnp.sqrt(grams.ss), jnp.sqrt(jnp.diagonal(grams.yy))
+    aw, bp, *terms = inner((a, w), (b, p), (jnp.abs(w), sizes[0]), (jnp.abs(p), sizes[1]))
+    gHg = gg + (aw - bp)
+    usable = (gHg > 0) & jnp.isfinite(gHg) & jnp.isfinite(terms[0] + terms[1])
     return jnp.where(usable, p, 0), jnp.where(usable, w, 0)
 
 
