@@ -200,6 +200,8 @@ def trip(
     alpha, known = state.search.alpha, jnp.where(unit > 0, unit, 1)
     trial = evaluate(along(point.x, alpha, state.Hg), known)
 
+    # What is asked of a vector at times only is a function, called wherever it is asked. Of short
+    # vectors the compiler merges the calls; of long ones it drops from each what that does not use.
     def norms() -> list[Array]:
         return _stacks.inf_norms(trial.g, last_digits(point.x, state.Hg))
 
