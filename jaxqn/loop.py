@@ -319,8 +319,9 @@ def agreement(f: Array, trial_f: Array, unit: Array, before: Array, after: Array
 
 def lowest(state: LoopState) -> Point:
     """The lowest finite point seen."""
-    found = recover(state.point.x, state.best, state.Hg)
-    return select(state.best.f < state.point.f, found, state.point)
+    x, lower = state.point.x, state.best.f < state.point.f
+    long = _stacks.size(x) > _stacks.LONG
+    return rarely(lower, state.point, lambda _: recover(x, state.best, state.Hg), long=long)
 
 
 def revive(state: LoopState, tol: Tolerances) -> LoopState:
