@@ -87,10 +87,10 @@ def broyden_class(pair: Pair, phi: Array | float, scale: Array | float = 1.0) ->
     when phi > 1/2 (BFGS: phi = 1) and on its w entry otherwise (DFP: phi = 0), so that neither
     pivot can vanish:
 
-        d = 1 + phi h scale,       alpha = d/(sᵀy),   mu = phi scale/d,
-                                   beta = −scale (d − phi)/(d yᵀw),     nu = 0;
-        d = 1 + phi h scale/gap,   alpha = d/(sᵀy),   mu = 0,   gap = 1 − phi,
-                                   beta = −scale gap/(yᵀw),             nu = −phi h/gap.
+        m = phi h scale,       alpha = (1 + m)/(sᵀy),   mu = phi scale/(1 + m),   nu = 0,
+                               beta = −scale (1 − phi + m)/((1 + m) yᵀw);
+        m = phi h scale/gap,   alpha = (1 + m)/(sᵀy),   mu = 0,   nu = −phi h/gap,
+                               beta = −scale gap/(yᵀw),   gap = 1 − phi.
     """
     usable = has_curvature(pair.ss, pair.sy, pair.yy) & (pair.yw > 0) & jnp.isfinite(pair.yw)
     one, zero = jnp.ones_like(pair.sy), jnp.zeros_like(pair.sy)
@@ -99,10 +99,10 @@ def broyden_class(pair: Pair, phi: Array | float, scale: Array | float = 1.0) ->
     h = yw / sy
     near_bfgs = jnp.asarray(phi > 0.5)
     gap = jnp.where(near_bfgs, one, 1 - phi)
-    d = 1 + phi * h * scale / gap
+    m = phi * h * scale / gap
     mu, nu = jnp.where(near_bfgs, phi * scale, zero), jnp.where(near_bfgs, zero, -phi * h)
-    beta = jnp.where(near_bfgs, -scale * ((d - phi) / d), -scale * gap)
-    return _correction(usable, [scale, d, mu, beta, nu], [one, sy, d, yw, gap])
+    beta = -scale * jnp.where(near_bfgs, (1 - phi + m) / (1 + m), gap)
+    return _correction(usable, [scale, 1 + m, mu, beta, nu], [one, sy, 1 + m, yw, gap])
 
 
 def _correction(usable: Array, above: list[Array], below: list[Array]) -> Correction:
