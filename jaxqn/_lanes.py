@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxqn._branches import rarely
 from jaxqn._problem import Problem
 from jaxqn._typing import Array, ArrayTree
-from jaxqn.loop import LoopState, lowest, rarely, trip
+from jaxqn.loop import LoopState, lowest, trip
 from jaxqn.termination import Status, Tolerances
 
 __all__ = ["WIDE", "Ended", "Queue", "narrow", "run_queue"]

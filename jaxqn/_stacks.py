@@ -16,11 +16,7 @@ from jaxqn._packing import is_packed, pooled
 from jaxqn._typing import Array, ArrayTree
 
 LONG = 10_000
-"""Entries of a vector from which a pass over it costs more than compiling around it."""
-
-
-STACKED = 2**16
-"""Entries up to which vectors may be stacked for a pass over all of them at once."""
+"""Entries of a vector beyond which a pass over it costs more than compiling around it."""
 
 
 def tree_dtype(tree: ArrayTree) -> jnp.dtype:
@@ -92,7 +88,7 @@ def products(*pairs: tuple[ArrayTree, ArrayTree]) -> list[Array]:
 def _flat(*vectors: ArrayTree) -> list[Array]:
     """The vectors as flat arrays, if that is what they are, and short enough to be stacked."""
     arrays = [v.small if is_packed(v) and not v.large else v for v in vectors]
-    flat = all(isinstance(v, jax.Array) and v.ndim == 1 and v.size <= STACKED for v in arrays)
+    flat = all(isinstance(v, jax.Array) and v.ndim == 1 and v.size <= LONG for v in arrays)
     return arrays if flat and len({v.dtype for v in arrays}) == 1 else []
 
 

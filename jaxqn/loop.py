@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxqn import _stacks
+from jaxqn._branches import only, rarely, select
 from jaxqn._numerics import eps, once
 from jaxqn._typing import Array, ArrayTree
 from jaxqn.linesearch import LineSearch
@@ -23,35 +24,6 @@ from jaxqn.quasi_newton import QuasiNewton
 from jaxqn.termination import Status, Tolerances, assess, within_gtol
 
 __all__ = ["LoopState", "Point", "lowest", "run", "start", "trip"]
-
-
-def select(condition: Array, this: Any, that: Any) -> Any:
-    """``this`` where ``condition`` holds, else ``that``, leaf by leaf."""
-    return jax.tree.map(functools.partial(jnp.where, condition), this, that)
-
-
-def rarely(condition: Array, usual: Any, change: Callable[[Any], Any], *, long: bool) -> Any:
-    """``change(usual)`` where ``condition`` holds, else ``usual``.
-
-    Around long vectors this is a loop of at most one trip: they stay where they are and nothing is
-    read or written, in a batch as long as no lane asks. Around short ones it is a select, which
-    compiles in less time.
-    """
-    if not long:
-        return select(condition, change(usual), usual)
-    _, usual = jax.lax.while_loop(
-        lambda carry: carry[0],
-        lambda carry: (jnp.zeros_like(condition), change(carry[1])),
-        (condition, usual),
-    )
-    return usual
-
-
-def only(condition: Array, compute: Callable[[], Array], known: Array, *, long: bool) -> Array:
-    """``compute()``, a pass over long vectors, only where ``condition`` holds, else ``known``."""
-    if not long:
-        return jnp.where(condition, compute(), known)
-    return jax.lax.cond(condition, compute, lambda: known)
 
 
 def along(x: ArrayTree, alpha: Array, Hg: ArrayTree) -> ArrayTree:
@@ -97,6 +69,11 @@ class Trial(NamedTuple):
     def f(self) -> Array:
         """Value, shape ``()``."""
         return self.scalars[1]
+
+    @property
+    def largest(self) -> Array:
+        """Largest entry of the gradient, shape ``()``."""
+        return self.scalars[2]
 
 
 class LoopState(NamedTuple):
@@ -246,7 +223,7 @@ def trip(
     new, best = maybe(first | ~accepted, (trial, best), resolve)
     s = jax.tree.map(jnp.subtract, new.x, point.x)
     y = jax.tree.map(jnp.subtract, new.g, point.g)
-    g_norm = jnp.where(moved, known * jnp.where(accepted, largest, best.scalars[2]), g_norm)
+    g_norm = jnp.where(moved, known * jnp.where(accepted, largest, best.largest), g_norm)
     if qn.renew is None:
         approx, Hg = qn.advance(state.approx, s, y, new.g, state.Hg, moved)
     else:

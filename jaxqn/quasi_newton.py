@@ -149,7 +149,7 @@ def dense(
         pair = pair._replace(w=gamma * pair.w, yw=gamma * pair.yw, sBs=pair.sBs / gamma)
         c = rule(pair)
         tally = jnp.stack([c.accepted, ~c.accepted & (pair.ss > 0), jnp.zeros((), bool)])
-        factor = gamma * c.coefficients[0]
+        factor = gamma * c.scale
         state = state._replace(
             base=state.base * factor,
             weights=state.weights * factor,
@@ -181,9 +181,8 @@ def dense(
         sBs = _step_curvature(ss, sHg, HgHg, sg - sy)
         state, gamma, c, (p, q) = absorb(state, Pair(s, y, w, ss, sy, yy, yw, sBs))
         gw, sg = (jnp.where(c.accepted, v, jnp.zeros_like(v)) for v in (gamma * gw, sg))
-        scale, alpha, mu, beta, nu = c.coefficients
-        correction = alpha * (sg - mu * gw) * p + beta * (gw - nu * sg) * q
-        return state, gamma * scale * product + correction
+        correction = c.alpha * (sg - c.mu * gw) * p + c.beta * (gw - c.nu * sg) * q
+        return state, gamma * c.scale * product + correction
 
     def reset(state: DenseState, when: Array) -> DenseState:
         identity = jnp.array([1, 0], state.base.dtype)
@@ -212,8 +211,7 @@ def _write(state: DenseState, p: Array, q: Array, c: Correction) -> DenseState:
     """Correct the matrix at once; a refused pair has zero weights, and needs no select."""
     written = jnp.array([0, 1], state.base.dtype)
     shift, scale = jnp.where(c.accepted, state.base, written)
-    _, alpha, _, beta, _ = c.coefficients
-    correction = jnp.outer(alpha * p, p) + jnp.outer(beta * q, q)
+    correction = jnp.outer(c.alpha * p, p) + jnp.outer(c.beta * q, q)
     return state._replace(
         matrix=scale * state.matrix + (correction + shift * _identity(state)),
         base=jnp.where(c.accepted, written, state.base),
@@ -222,7 +220,7 @@ def _write(state: DenseState, p: Array, q: Array, c: Correction) -> DenseState:
 
 def _defer(state: DenseState, p: Array, q: Array, c: Correction) -> DenseState:
     """Put a correction into the panel; fold the panel into the matrix when it is full."""
-    rows, weights, accepted = jnp.stack([p, q]), c.coefficients[1::2][:2], c.accepted
+    rows, weights, accepted = jnp.stack([p, q]), jnp.stack([c.alpha, c.beta]), c.accepted
     at = state.counts[2]
     zero = jnp.zeros_like(at)
     held = jax.lax.dynamic_slice(state.panel, (at, zero), rows.shape)

@@ -66,12 +66,19 @@ class Correction(NamedTuple):
 
     Attributes:
       accepted: whether the pair is used; otherwise scale = 1 and the other coefficients are 0.
-      coefficients: scale, factor of the old matrix; alpha, weight of p pᵀ; mu, share of w taken out
-        of s in p; beta, weight of q qᵀ; nu, share of s taken out of w in q: shape ``(5,)``.
+      scale: factor of the old matrix.
+      alpha: weight of p pᵀ.
+      mu: share of w taken out of s in p.
+      beta: weight of q qᵀ.
+      nu: share of s taken out of w in q.
     """
 
     accepted: Array
-    coefficients: Array
+    scale: Array
+    alpha: Array
+    mu: Array
+    beta: Array
+    nu: Array
 
 
 Rule = Callable[[Pair], Correction]
@@ -113,7 +120,7 @@ def _correction(usable: Array, above: list[Array], below: list[Array]) -> Correc
     quotients = jnp.stack(above) / jnp.stack(below)
     (accepted,) = once(usable & jnp.all(jnp.isfinite(quotients)))
     none = jnp.array([1, 0, 0, 0, 0], quotients.dtype)
-    return Correction(accepted, jnp.where(accepted, quotients, none))
+    return Correction(accepted, *jnp.where(accepted, quotients, none))
 
 
 def bfgs_rule(pair: Pair) -> Correction:
@@ -188,6 +195,5 @@ def ssbroyden_rule(pair: Pair) -> Correction:
 
 def corners(s: Array, w: Array, c: Correction) -> tuple[Array, Array]:
     """The vectors p = s − mu w and q = w − nu s of a correction, zero when it was refused."""
-    _, _, mu, _, nu = c.coefficients
     zero = jnp.zeros_like(s)
-    return jnp.where(c.accepted, s - mu * w, zero), jnp.where(c.accepted, w - nu * s, zero)
+    return jnp.where(c.accepted, s - c.mu * w, zero), jnp.where(c.accepted, w - c.nu * s, zero)

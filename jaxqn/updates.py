@@ -3,7 +3,7 @@
 Notation: s = x₊ − x (step), y = g₊ − g (gradient change), H ≈ (∇²f)⁻¹, B = H⁻¹, w = H y. Every
 quasi-Newton update maps y to s (the secant equation H₊ y = s), costs one product w and one pass
 over H, and leaves H exactly as it is when the pair is unusable: a zero pair, too little curvature,
-a NaN.
+a NaN, or coefficients out of range.
 
 Direct Hessians need no second family. Swapping s and y gives the dual: ``dfp_update(B, y, s)`` is
 the BFGS update of B, ``bfgs_update(B, y, s)`` is DFP's, and SR1 is its own dual (Nocedal & Wright,
@@ -131,8 +131,7 @@ def _update(rule: Rule, H: Array, s: Array, y: Array, sBs: Array | float | None 
     )
     c = rule(pair)
     p, q = corners(s, w, c)
-    scale, alpha, _, beta, _ = c.coefficients
-    return scale * H + (jnp.outer(alpha * p, p) + jnp.outer(beta * q, q))
+    return c.scale * H + (jnp.outer(c.alpha * p, p) + jnp.outer(c.beta * q, q))
 
 
 def bfgs_update(H: Array, s: Array, y: Array) -> Array:

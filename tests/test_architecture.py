@@ -14,6 +14,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = [
     "_typing",
     "_numerics",
+    "_branches",
     "_packing",
     "_stacks",
     "derivatives",
