@@ -37,7 +37,7 @@ def inner(*pairs: tuple[Array, Array]) -> Array:
     return jnp.stack([columns[id(b)][row[id(a)]] for a, b in pairs])
 
 
-def once(*flags: Array) -> Array:
+def decided(*flags: Array) -> Array:
     """The flags in one array, worked out once.
 
     XLA works a cheap value out anew in every kernel that reads it, and most kernels of a loop read

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from jaxqn import _stacks
 from jaxqn._branches import only, rarely, select
-from jaxqn._numerics import eps, once
+from jaxqn._numerics import decided, eps
 from jaxqn._typing import Array, ArrayTree
 from jaxqn.linesearch import LineSearch
 from jaxqn.linesearch.conditions import rounding_noise
@@ -202,7 +202,7 @@ def trip(
     lower = (trial.f < best.f) & jnp.isfinite(trial.f) & jnp.isfinite(dphi)
     keep = running & lower & ~accepted
     rescued = given_up & (jnp.where(lower, trial.f, best.f) < point.f)
-    accepted, given_up, keep, rescued = once(accepted, given_up, keep, rescued)
+    accepted, given_up, keep, rescued = decided(accepted, given_up, keep, rescued)
     moved, failed = accepted | rescued, given_up & ~rescued
     # Rounding hides what the search had to find. A quasi-Newton direction is believed where the
     # decrease that its model promises is less than the last digit of f.
@@ -240,7 +240,7 @@ def trip(
     g0_norm = jnp.where(first, g_norm, g0_norm)
     usual = Hg, where(moved, lambda: squares(Hg)[0], gHg)
     descent = ((usual[1] > 0) & jnp.isfinite(usual[1])) | within_gtol(tol, g_norm, g0_norm)
-    (lost,) = once((failed & ~stalled) | (running & ~descent))
+    (lost,) = decided((failed & ~stalled) | (running & ~descent))
     approx = qn.reset(approx, lost)
     Hg, gHg = maybe(lost, usual, lambda usual: (new.g, squares(usual[0])[1]))
     steepest = lost | (state.steepest & (first | ~moved))

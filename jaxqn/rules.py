@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from jaxqn._numerics import dot, eps, once, safe_divide
+from jaxqn._numerics import decided, dot, eps, safe_divide
 from jaxqn._typing import Array
 from jaxqn.curvature import has_curvature, in_range
 
@@ -118,7 +118,7 @@ def _correction(usable: Array, above: list[Array], below: list[Array]) -> Correc
     One division of vectors is one kernel, and XLA does not work it out again for every reader.
     """
     quotients = jnp.stack(above) / jnp.stack(below)
-    (accepted,) = once(usable & jnp.all(jnp.isfinite(quotients)))
+    (accepted,) = decided(usable & jnp.all(jnp.isfinite(quotients)))
     none = jnp.array([1, 0, 0, 0, 0], quotients.dtype)
     return Correction(accepted, *jnp.where(accepted, quotients, none))
 

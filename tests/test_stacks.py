@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxqn import _stacks
-from jaxqn._numerics import once
+from jaxqn._numerics import decided
 from jaxqn._packing import Packed
 
 KINDS = {
@@ -63,4 +63,4 @@ def test_largest_magnitudes(kind, dtype):
 
 def test_flags_are_what_they_were():
     flags = [jnp.array(flag) for flag in (True, False, True)]
-    assert jax.jit(once)(*flags).tolist() == [True, False, True]
+    assert jax.jit(decided)(*flags).tolist() == [True, False, True]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from jaxqn._numerics import eps, once
+from jaxqn._numerics import decided, eps
 from jaxqn._typing import Array
 from jaxqn.linesearch.base import LineSearch
 from jaxqn.linesearch.conditions import (
@@ -91,7 +91,7 @@ def wolfe(
         trial = jnp.stack([alpha, phi, dphi])
         hidden = jnp.abs(phi - lo[1]) <= rounding_noise(phi0)
         near = (decrease & (phi <= lo[1])) | (hidden & (dphi < 0))
-        (too_far,) = once(~(finite & near))
+        (too_far,) = decided(~(finite & near))
         turned = dphi * lo[2] < 0
         new_lo = jnp.where(too_far, lo, trial)
         new_hi = jnp.where(too_far, trial, jnp.where(turned, lo, hi))
