@@ -220,7 +220,10 @@ def trip(
         g = jax.tree.map(lambda g: jnp.where(first, g / unit, g), this.g)
         return select(accepted, this._replace(g=g), held), best
 
-    new, best = maybe(first | ~accepted, (trial, best), resolve)
+    # Where vectors are long, a stalled step, which is never accepted, is named as well: this then
+    # comes after every pass over the trial, and none of its vectors has to be copied.
+    hold = first | ~accepted
+    new, best = maybe(hold | stalled if long else hold, (trial, best), resolve)
     s = jax.tree.map(jnp.subtract, new.x, point.x)
     y = jax.tree.map(jnp.subtract, new.g, point.g)
     g_norm = jnp.where(moved, known * jnp.where(accepted, largest, best.largest), g_norm)

@@ -23,6 +23,7 @@ from programs import TraceCounter, count, equations, marked, product_shapes
 from scipy import optimize
 
 from jaxqn import METHODS, MinimizeResult, Status, backtracking, minimize, updates, wolfe
+from jaxqn.memory import lbfgs_memory
 from jaxqn.quasi_newton import dense
 
 DEFAULT = minimize.__kwdefaults__["method"]
@@ -476,6 +477,17 @@ def test_no_select_over_a_matrix():
     for equation in equations(jaxpr):
         if equation.primitive.name == "select_n":
             assert equation.outvars[0].aval.shape != (7, 7)
+
+
+def test_a_long_run_has_room_for_seven_vectors_beside_its_history():
+    """An eighth would be a copy of the trial, made for the loop that holds a refused one."""
+    n, m = 20_000, 5
+
+    def solve(x):
+        return minimize(rosenbrock, x, method=lbfgs_memory(m)).x
+
+    memory = jax.jit(solve, donate_argnums=0).lower(jnp.zeros(n)).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < (2 * m + 7.5) * n * 8
 
 
 def test_under_jit_it_is_the_same():
