@@ -279,8 +279,8 @@ def test_extra_gradients_are_counted():
 
 
 def test_it_is_no_worse_than_adam_where_adam_converges():
-    """A nonconvex regression, noisy labels, many rates: wherever Adam arrives, so does this."""
-    truth = jnp.asarray(RNG.normal(size=6))
+    """A nonconvex regression, noisy labels, many rates, the mean of eight orders of the data."""
+    truth = jnp.asarray(np.random.default_rng(0).normal(size=6))
 
     def loss(p, features, error):
         return jnp.mean(
@@ -288,7 +288,7 @@ def test_it_is_no_worse_than_adam_where_adam_converges():
         )
 
     def final(transform):
-        def run(noise, rate):
+        def run(noise, rate, order):
             p = {"w": jnp.full(6, 0.1), "c": jnp.array(2.0)}
 
             def step(carry, key):
@@ -302,18 +302,19 @@ def test_it_is_no_worse_than_adam_where_adam_converges():
                 u, state = transform.update(jax.grad(batch)(p), state, p, value_fn=batch)
                 return (jax.tree.map(lambda a, b: a - rate * b, p, u), state), None
 
-            keys = jax.random.split(jax.random.key(0), 300)
+            keys = jax.random.split(jax.random.key(order), 300)
             (p, _), _ = jax.lax.scan(step, (p, transform.init(p)), keys)
-            return loss(p, jax.random.normal(jax.random.key(1), (500, 6)), jnp.zeros(500))
+            return loss(p, jax.random.normal(jax.random.key(8), (500, 6)), jnp.zeros(500))
 
         with jax.numpy_dtype_promotion("standard"):
-            lanes = np.meshgrid([0.0, 3.0], np.geomspace(1e-3, 1.0, 7), indexing="ij")
-            return np.asarray(jax.jit(jnp.vectorize(run))(*lanes))
+            rates, orders = np.geomspace(1e-3, 1.0, 7), np.arange(8)
+            lanes = np.meshgrid([0.0, 3.0], rates, orders, indexing="ij")
+            return np.asarray(jax.jit(jnp.vectorize(run))(*lanes)).mean(axis=2)
 
     adam = final(optax.with_extra_args_support(optax.scale_by_adam()))
     ours = final(scale_by_stochastic_lbfgs(every=5))
     assert np.all(np.isfinite(ours))
-    assert np.all(ours <= 2 * adam + 0.1)
+    assert np.all(ours <= 1.5 * adam + 0.01)
     assert np.all(adam.min(axis=1) < 0.3)
 
 
