@@ -10,6 +10,7 @@ os.environ["XLA_FLAGS"] = (
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 STRICT = {
@@ -32,6 +33,12 @@ def configure(settings):
 configure(STRICT)
 # A compilation read from disk would hide what compiling costs, and every trace count with it.
 jax.config.update("jax_enable_compilation_cache", False)
+
+
+@pytest.fixture
+def rng():
+    """Random numbers that are the same whichever tests ran before."""
+    return np.random.default_rng(0)
 
 
 CROWDED = 20_000

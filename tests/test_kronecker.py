@@ -19,7 +19,6 @@ from jaxqn.kronecker import (
 )
 from jaxqn.transforms.kronecker import scale_by_kronecker
 
-RNG = np.random.default_rng(0)
 corrections = pytest.mark.parametrize("correction", ["exact", "rank_one"])
 
 
@@ -28,8 +27,8 @@ def tolerance(dtype):
 
 
 @pytest.mark.parametrize("c", [1e-20, 1.0, 1e20])
-def test_a_root_of_a_damped_inverse(c, dtype):
-    A = oracles.random_spd(RNG, 6)
+def test_a_root_of_a_damped_inverse(c, dtype, rng):
+    A = oracles.random_spd(rng, 6)
     K = np.asarray(inverse_root(jnp.asarray(c * A, dtype), damping=0.3), np.float64)
     expected = np.linalg.inv(A / (np.trace(A) / 6) + 0.3 * np.eye(6))
     np.testing.assert_allclose(K @ K.T, expected, rtol=0, atol=tolerance(dtype))
@@ -40,12 +39,12 @@ def test_a_root_of_nothing_is_white():
     np.testing.assert_allclose(K @ K.T, 4 * np.eye(3), rtol=1e-12)
 
 
-def test_corrections_of_rank_one(dtype):
+def test_corrections_of_rank_one(dtype, rng):
     """Ten in a row, beside the inverse of the matrix that they have made."""
-    A = oracles.random_spd(RNG, 5)
+    A = oracles.random_spd(rng, 5)
     K = jnp.asarray(np.linalg.cholesky(np.linalg.inv(A)), dtype)
     correct = jax.jit(functools.partial(inverse_root_update, decay=0.9, weight=0.4))
-    for u in RNG.normal(size=(10, 5)) * np.geomspace(1e-9, 1e2, 10)[:, None]:
+    for u in rng.normal(size=(10, 5)) * np.geomspace(1e-9, 1e2, 10)[:, None]:
         A = 0.9 * A + 0.4 * np.outer(u, u)
         K = correct(K, jnp.asarray(u, dtype))
         product = np.asarray(K, np.float64) @ np.asarray(K, np.float64).T
@@ -53,11 +52,11 @@ def test_corrections_of_rank_one(dtype):
     np.testing.assert_allclose(correct(K, jnp.zeros(5, dtype)), K / 0.9**0.5, rtol=1e-6)
 
 
-def test_the_direction_does_not_depend_on_the_choice_of_roots():
-    G = jnp.asarray(RNG.normal(size=(4, 3)))
-    L, R = oracles.random_spd(RNG, 4), oracles.random_spd(RNG, 3)
+def test_the_direction_does_not_depend_on_the_choice_of_roots(rng):
+    G = jnp.asarray(rng.normal(size=(4, 3)))
+    L, R = oracles.random_spd(rng, 4), oracles.random_spd(rng, 3)
     roots = [np.linalg.cholesky(np.linalg.inv(A)) for A in (L, R)]
-    turned = [K @ np.linalg.qr(RNG.normal(size=K.shape))[0] for K in roots]
+    turned = [K @ np.linalg.qr(rng.normal(size=K.shape))[0] for K in roots]
     expected = np.linalg.solve(L, G) @ np.linalg.inv(R)
     for pair in (roots, turned):
         np.testing.assert_allclose(kronecker_direction(G, *pair), expected, rtol=1e-9)
@@ -66,10 +65,10 @@ def test_the_direction_does_not_depend_on_the_choice_of_roots():
     )
 
 
-def test_the_moment_is_a_running_mean():
+def test_the_moment_is_a_running_mean(rng):
     side, moment = white_side(3, jnp.float64, factorised=True), np.zeros((3, 3))
     for k in range(4):
-        X = RNG.normal(size=(3, 2))
+        X = rng.normal(size=(3, 2))
         moment = 0.8 * moment + 0.2 * X @ X.T / 2
         side = side_by_factorisation(
             side, jnp.asarray(X), weight=jnp.array(0.2), damping=0.5, due=jnp.array(k == 2)
@@ -123,9 +122,9 @@ def chain_of(transform):
     return run
 
 
-def test_the_transformation_step_by_step():
+def test_the_transformation_step_by_step(rng):
     """Means, factors seen through each other, factorisation every other call, Nesterov, length."""
-    gradients = RNG.normal(size=(5, 4, 3)) * np.array([1.0, 5.0, 0.2])
+    gradients = rng.normal(size=(5, 4, 3)) * np.array([1.0, 5.0, 0.2])
     transform = scale_by_kronecker(0.8, 0.9, decay=0.7, damping=0.2, every=2, rms=0.5)
     actual, _ = chain_of(transform)(jnp.asarray(gradients))
     mu, nu = np.zeros((4, 3)), np.zeros((4, 3))
@@ -147,11 +146,11 @@ def test_the_transformation_step_by_step():
         np.testing.assert_allclose(actual[k], 0.5 * D / np.sqrt(np.mean(D**2)), rtol=1e-7)
 
 
-def test_what_is_no_matrix_follows_adam():
+def test_what_is_no_matrix_follows_adam(rng):
     gradients = {
-        "vector": jnp.asarray(RNG.normal(size=(6, 3))),
-        "scalar": jnp.asarray(RNG.normal(size=6)),
-        "row": jnp.asarray(RNG.normal(size=(6, 1, 4))),
+        "vector": jnp.asarray(rng.normal(size=(6, 3))),
+        "scalar": jnp.asarray(rng.normal(size=6)),
+        "row": jnp.asarray(rng.normal(size=(6, 1, 4))),
     }
     actual, _ = chain_of(scale_by_kronecker(0.9, 0.95))(gradients)
     with jax.numpy_dtype_promotion("standard"):
@@ -159,8 +158,8 @@ def test_what_is_no_matrix_follows_adam():
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-10), actual, expected)
 
 
-def test_a_kernel_is_a_matrix_and_a_long_side_has_no_factor():
-    kernels = jnp.asarray(RNG.normal(size=(3, 2, 2, 3, 4)))
+def test_a_kernel_is_a_matrix_and_a_long_side_has_no_factor(rng):
+    kernels = jnp.asarray(rng.normal(size=(3, 2, 2, 3, 4)))
     run = chain_of(scale_by_kronecker(max_side=6))
     (as_kernel, state), (as_matrix, _) = run(kernels), run(kernels.reshape(3, 12, 4))
     np.testing.assert_allclose(as_kernel.reshape(3, 12, 4), as_matrix, rtol=1e-10)
@@ -169,8 +168,8 @@ def test_a_kernel_is_a_matrix_and_a_long_side_has_no_factor():
 
 
 @corrections
-def test_the_unit_of_the_objective_does_not_matter(correction, dtype):
-    gradients = jnp.asarray(RNG.normal(size=(4, 3, 3)), dtype)
+def test_the_unit_of_the_objective_does_not_matter(correction, dtype, rng):
+    gradients = jnp.asarray(rng.normal(size=(4, 3, 3)), dtype)
     run = chain_of(scale_by_kronecker(correction=correction, eps=1e-30))
     expected, _ = run(gradients)
     for c in (1e-8, 1e8):
@@ -208,19 +207,19 @@ def test_zero_gradients_and_half_precision(correction):
 
 
 @corrections
-def test_a_batch_of_chains(correction):
+def test_a_batch_of_chains(correction, rng):
     run = chain_of(scale_by_kronecker(correction=correction, every=2))
-    gradients = jnp.asarray(RNG.normal(size=(2, 3, 3, 2)))
+    gradients = jnp.asarray(rng.normal(size=(2, 3, 3, 2)))
     for g, actual in zip(gradients, jax.vmap(run)(gradients)[0], strict=True):
         np.testing.assert_allclose(actual, run(g)[0], rtol=1e-9)
 
 
 @corrections
-def test_it_beats_adam_where_features_and_outputs_are_scaled_and_mixed(correction):
+def test_it_beats_adam_where_features_and_outputs_are_scaled_and_mixed(correction, rng):
     """Mini-batch least squares, W from 12 mixed features to 8 mixed outputs, each at its best."""
-    mix = [RNG.normal(size=(n, n)) * np.geomspace(1, 0.05, n) for n in (12, 8)]
-    left, right = (jnp.asarray(m @ np.linalg.qr(RNG.normal(size=m.shape))[0]) for m in mix)
-    truth = jnp.asarray(RNG.normal(size=(12, 8)))
+    mix = [rng.normal(size=(n, n)) * np.geomspace(1, 0.05, n) for n in (12, 8)]
+    left, right = (jnp.asarray(m @ np.linalg.qr(rng.normal(size=m.shape))[0]) for m in mix)
+    truth = jnp.asarray(rng.normal(size=(12, 8)))
 
     def loss(W, features):
         return jnp.mean((features @ left @ (W - truth) @ right) ** 2)
