@@ -1,6 +1,9 @@
 """Every Python block of the README runs, in order, as a user would run it."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,3 +26,24 @@ def test_the_readme_names_every_method_and_status():
     text = README.read_text("utf-8")
     assert [name for name in jaxqn.METHODS if f'"{name}"' not in text] == []
     assert [status.name for status in jaxqn.Status if f"`{status.name}`" not in text] == []
+
+
+def test_a_program_is_kept_for_the_next_process(tmp_path):
+    """The two variables that the README names: the second process finds what the first compiled."""
+    text, cache = README.read_text("utf-8"), tmp_path / "cache"
+    settings = {
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    assert [name for name in settings if name not in text] == []
+    program = tmp_path / "fit.py"
+    program.write_text(f"{BLOCKS[0]}\nprint(result.x, result.nfev)\n", "utf-8")
+
+    def run():
+        command = [sys.executable, str(program)]
+        out = subprocess.run(command, env=os.environ | settings, capture_output=True, check=True)
+        return out.stdout, {path.name for path in cache.glob("*-cache")}
+
+    out, kept = run()
+    assert any(name.startswith("jit__run-") for name in kept)
+    assert run() == (out, kept)
