@@ -86,6 +86,13 @@ def check_values(method: Any, linesearch: Any, args: Any) -> None:
             f"args must be a tuple of the further arguments of fun, but it is {_described(args)}: "
             "write args=(data,)"
         )
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tuple(args))[0]:
+        array = hasattr(leaf, "dtype") or hasattr(leaf, "__jax_array__")
+        if not array and not isinstance(leaf, int | float | complex):
+            raise TypeError(
+                f"args{jax.tree_util.keystr(path)} is {_described(leaf)}, not an array or a number: "
+                "bind it to fun, for instance with functools.partial"
+            )
 
 
 def check_callback(callback: Any) -> None:
@@ -172,7 +179,10 @@ def check_diagonal(H0: Any, x0: ArrayTree) -> ArrayTree:
     def checked(path: Any, h: Any, leaf: Any) -> Array:
         name, h = "hess_inv0" + jax.tree_util.keystr(path), jnp.asarray(h)
         if h.shape != leaf.shape:
-            raise ValueError(f"{name} has shape {h.shape}, but x0 has {leaf.shape} there")
+            raise ValueError(
+                f"{name} has shape {h.shape}, but x0 has {leaf.shape} there: with limited memory it "
+                "is a diagonal, a pytree like x0"
+            )
         _check_positive(name, h)
         return h.astype(leaf.dtype)
 
@@ -209,6 +219,8 @@ def _number(name: str, value: Any) -> Any:
 
 def check_state(state: Any, fresh: Any) -> None:
     """A state to continue must look like the one that a new run would start from."""
+    if type(state) is not type(fresh):
+        raise TypeError(f"state must be that of an earlier result, but it is {_described(state)}")
     old, new = (jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), s) for s in (state, fresh))
     structures: list[Any] = [jax.tree.structure(state), jax.tree.structure(fresh)]
     if structures[0] != structures[1]:
