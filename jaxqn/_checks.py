@@ -90,8 +90,8 @@ def check_values(method: Any, linesearch: Any, args: Any) -> None:
         array = hasattr(leaf, "dtype") or hasattr(leaf, "__jax_array__")
         if not array and not isinstance(leaf, int | float | complex):
             raise TypeError(
-                f"args{jax.tree_util.keystr(path)} is {_described(leaf)}, not an array or a number: "
-                "bind it to fun, for instance with functools.partial"
+                f"args{jax.tree_util.keystr(path)} is {_described(leaf)}, not an array or a "
+                "number: bind it to fun, for instance with functools.partial"
             )
 
 
@@ -180,8 +180,8 @@ def check_diagonal(H0: Any, x0: ArrayTree) -> ArrayTree:
         name, h = "hess_inv0" + jax.tree_util.keystr(path), jnp.asarray(h)
         if h.shape != leaf.shape:
             raise ValueError(
-                f"{name} has shape {h.shape}, but x0 has {leaf.shape} there: with limited memory it "
-                "is a diagonal, a pytree like x0"
+                f"{name} has shape {h.shape}, but x0 has {leaf.shape} there: with limited memory "
+                "it is a diagonal, a pytree like x0"
             )
         _check_positive(name, h)
         return h.astype(leaf.dtype)
