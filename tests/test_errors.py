@@ -116,6 +116,24 @@ def test_bad_input(case):
     assert not missing, str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("search", "options", "words"),
+    [
+        (jaxqn.wolfe, {"c1": 0.6}, ["c1", "below 0.5", "0.6"]),
+        (jaxqn.wolfe, {"c1": 0.4, "c2": 0.3}, ["c2", "at least 0.4", "0.3"]),
+        (jaxqn.wolfe, {"growth": 1.0}, ["growth", "1.1"]),
+        (jaxqn.wolfe, {"max_trials": 0}, ["max_trials", "at least 1", "0"]),
+        (jaxqn.backtracking, {"c1": float("nan")}, ["c1", "nan"]),
+        (jaxqn.backtracking, {"shrink": 1.0}, ["shrink", "below 1"]),
+        (jaxqn.backtracking, {"max_trials": 2.5}, ["max_trials", "2.5"]),
+    ],
+)
+def test_bad_options_of_a_search(search, options, words):
+    with pytest.raises(ValueError, match=words[0]) as caught:
+        search(**options)
+    assert [word for word in words if word not in str(caught.value)] == []
+
+
 # What only the objective's own output can show
 
 

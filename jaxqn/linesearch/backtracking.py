@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from jaxqn._typing import Array
-from jaxqn.linesearch.base import LineSearch
+from jaxqn.linesearch.base import LineSearch, check_options
 from jaxqn.linesearch.conditions import approximate_wolfe, armijo, rounding_noise
 
 __all__ = ["BacktrackingState", "backtracking"]
@@ -39,12 +39,15 @@ def backtracking(*, c1: float = 1e-4, shrink: float = 0.5, max_trials: int = 30)
     update; prefer :func:`jaxqn.wolfe` unless gradients are dear.
 
     Args:
-      c1: fraction of the predicted decrease to insist on, in (0, 1/2).
-      shrink: largest factor from one trial to the next, in (0, 1).
+      c1: fraction of the predicted decrease to insist on, in [0, 1/2).
+      shrink: largest factor from one trial to the next, in [0.1, 1).
       max_trials: evaluations before giving up.
 
     Returns:
       A :class:`jaxqn.LineSearch`.
+
+    Raises:
+      ValueError: an option is out of its bounds.
 
     Example:
       >>> import jax.numpy as jnp
@@ -57,6 +60,7 @@ def backtracking(*, c1: float = 1e-4, shrink: float = 0.5, max_trials: int = 30)
     References:
       Nocedal & Wright, 2006, algorithm 3.1 and eq. 3.58.
     """
+    check_options(max_trials, c1=(c1, 0, 0.5), shrink=(shrink, 0.1, 1))
 
     def init(phi0: Array, dphi0: Array, alpha0: Array) -> BacktrackingState:
         return BacktrackingState(alpha0, phi0, dphi0, trials=jnp.zeros((), jnp.int32))

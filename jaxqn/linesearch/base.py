@@ -19,3 +19,14 @@ class LineSearch(NamedTuple):
 
     init: Callable[[Array, Array, Array], Any]
     step: Callable[[Any, Array, Array], tuple[Any, Array, Array]]
+
+
+def check_options(max_trials: int, **options: tuple[float, float, float]) -> None:
+    """Every option is given with its bounds, of which it may be the lower; and there are trials."""
+    for name, (value, low, high) in options.items():
+        if not low <= value < high:
+            raise ValueError(f"{name} must be at least {low} and below {high}, but it is {value}")
+    if isinstance(max_trials, bool) or not hasattr(max_trials, "__index__") or max_trials < 1:
+        raise ValueError(
+            f"max_trials must be a whole number of at least 1, but it is {max_trials!r}"
+        )

@@ -6,13 +6,14 @@ their rounding noise are judged by slopes, widths are relative, and no step leng
 """
 
 import functools
+from math import inf
 from typing import NamedTuple
 
 import jax.numpy as jnp
 
 from jaxqn._numerics import decided, eps
 from jaxqn._typing import Array
-from jaxqn.linesearch.base import LineSearch
+from jaxqn.linesearch.base import LineSearch, check_options
 from jaxqn.linesearch.conditions import (
     approximate_wolfe,
     armijo,
@@ -53,13 +54,16 @@ def wolfe(
     last trial did not shrink the bracket by a third.
 
     Args:
-      c1: fraction of the predicted decrease to insist on, in (0, 1/2).
-      c2: fraction of the slope that may remain, in (c1, 1).
-      growth: how far beyond the last two trials to look while there is no bracket.
+      c1: fraction of the predicted decrease to insist on, in [0, 1/2).
+      c2: fraction of the slope that may remain, in [c1, 1).
+      growth: how far beyond the last two trials to look while there is no bracket; at least 1.1.
       max_trials: evaluations before giving up.
 
     Returns:
       A :class:`jaxqn.LineSearch`.
+
+    Raises:
+      ValueError: an option is out of its bounds.
 
     Example:
       >>> search = wolfe(c2=0.1)
@@ -72,10 +76,11 @@ def wolfe(
       Nocedal & Wright, 2006, algorithms 3.5 and 3.6, eq. 3.59; Moré & Thuente, ACM Trans. Math.
       Softw. 20 (1994), for the extrapolation; Hager & Zhang, SIAM J. Optim. 16 (2005), eq. 4.1.
     """
+    check_options(max_trials, c1=(c1, 0, 0.5), c2=(c2, c1, 1), growth=(growth, 1.1, inf))
 
     def init(phi0: Array, dphi0: Array, alpha0: Array) -> WolfeState:
-        zero, inf = jnp.zeros_like(phi0), jnp.full_like(phi0, jnp.inf)
-        origin, nowhere = jnp.stack([zero, phi0, dphi0]), jnp.stack([inf, zero, zero])
+        zero, never = jnp.zeros_like(phi0), jnp.full_like(phi0, inf)
+        origin, nowhere = jnp.stack([zero, phi0, dphi0]), jnp.stack([never, zero, zero])
         return WolfeState(alpha0, jnp.stack([origin, origin, nowhere]), jnp.zeros((), jnp.int32))
 
     def step(state: WolfeState, phi: Array, dphi: Array) -> tuple[WolfeState, Array, Array]:
