@@ -76,11 +76,7 @@ def check_values(method: Any, linesearch: Any, args: Any) -> None:
             "method must be a name or a jaxqn.QuasiNewton such as jaxqn.dense(), but it is "
             f"{_described(method)}"
         )
-    if not isinstance(linesearch, LineSearch):
-        raise TypeError(
-            "linesearch must be a jaxqn.LineSearch such as jaxqn.wolfe() or "
-            f"jaxqn.backtracking(), but it is {_described(linesearch)}"
-        )
+    check_linesearch(linesearch)
     if not isinstance(args, tuple | list):
         raise TypeError(
             f"args must be a tuple of the further arguments of fun, but it is {_described(args)}: "
@@ -93,6 +89,15 @@ def check_values(method: Any, linesearch: Any, args: Any) -> None:
                 f"args{jax.tree_util.keystr(path)} is {_described(leaf)}, not an array or a "
                 "number: bind it to fun, for instance with functools.partial"
             )
+
+
+def check_linesearch(linesearch: Any) -> None:
+    """A line search is a value."""
+    if not isinstance(linesearch, LineSearch):
+        raise TypeError(
+            "linesearch must be a jaxqn.LineSearch such as jaxqn.wolfe() or "
+            f"jaxqn.backtracking(), but it is {_described(linesearch)}"
+        )
 
 
 def check_callback(callback: Any) -> None:

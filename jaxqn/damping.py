@@ -29,6 +29,7 @@ def damped(qn: QuasiNewton, *, theta: float = 0.2) -> QuasiNewton:
       A :class:`jaxqn.QuasiNewton` over whatever vectors ``qn`` takes.
 
     Raises:
+      TypeError: ``qn`` is no :class:`jaxqn.QuasiNewton`.
       ValueError: ``theta`` is not in (0, 1).
 
     Cost: one more product with H per pair.
@@ -40,6 +41,8 @@ def damped(qn: QuasiNewton, *, theta: float = 0.2) -> QuasiNewton:
       >>> qn.apply(qn.update(qn.init(s), s, y), y).tolist()  # sᵀy = −1 becomes 1/4
       [0.25]
     """
+    if not isinstance(qn, QuasiNewton):
+        raise TypeError(f"qn must be a QuasiNewton such as jaxqn.lbfgs_memory(), not {qn!r}")
     if not 0 < theta < 1:
         raise ValueError(f"theta must be between 0 and 1, but it is {theta}")
 

@@ -68,6 +68,9 @@ def stored_pairs(state: MemoryState) -> tuple[ArrayTree, ArrayTree, Array]:
       ``(S, Y, valid)``: stacks ``(m, *leaf.shape)``, and a mask ``(m,)``, false in front for pairs
       that are missing; what their rows hold means nothing.
 
+    Raises:
+      TypeError: the state is of a dense method, which keeps a matrix.
+
     Cost: a copy of the history.
 
     Example:
@@ -76,6 +79,8 @@ def stored_pairs(state: MemoryState) -> tuple[ArrayTree, ArrayTree, Array]:
       >>> S[valid].tolist(), Y[valid].tolist()
       ([[1.0]], [[2.0]])
     """
+    if not isinstance(state, MemoryState):
+        raise TypeError(f"expected a state of limited memory, but it is a {type(state).__name__}")
     slots, valid = ages(state)
     S, Y = (jax.tree.map(lambda leaf: leaf[slots], stack) for stack in (state.s, state.y))
     return S, Y, valid

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jaxqn._typing import Array
 from jaxqn.quasi_newton import DenseState, QuasiNewton, dense
-from jaxqn.spectral import SpectralCorrection, spectral_correction
+from jaxqn.spectral import SpectralCorrection, check_choices, spectral_correction
 
 __all__ = ["corrected_newton"]
 
@@ -30,6 +30,9 @@ def corrected_newton(
     Returns:
       A :class:`jaxqn.QuasiNewton` over flat vectors that asks its host for the Hessian. Memory: n².
 
+    Raises:
+      ValueError: ``rank`` or ``mode`` is none of these; a ``floor`` out of (0, 1], when it is used.
+
     Cost: one Hessian (n Hessian-vector products) and one eigendecomposition, O(n³), per iteration.
 
     Example:
@@ -43,6 +46,7 @@ def corrected_newton(
       Nocedal & Wright, Numerical Optimization, 2nd ed., 2006, section 3.4; Dauphin et al., NeurIPS
       2014, for "reflect".
     """
+    check_choices(rank, mode)
 
     def renew(state: DenseState, B: Array) -> DenseState:
         correction, finite = spectrum_of(B, rank=rank, floor=floor, mode=mode)

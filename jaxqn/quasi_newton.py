@@ -105,6 +105,10 @@ def dense(
     Returns:
       A :class:`QuasiNewton` over flat vectors. Memory: n² + 2 ``panel`` n numbers.
 
+    Raises:
+      TypeError: ``rule`` is no function.
+      ValueError: ``panel`` is not a whole number.
+
     Example:
       >>> qn = dense(bfgs_rule)
       >>> s, y = jnp.array([1.0, 0.0]), jnp.array([2.0, 0.0])
@@ -112,6 +116,10 @@ def dense(
       >>> qn.apply(state, jnp.array([2.0, 2.0])).tolist()
       [1.0, 1.0]
     """
+    if not callable(rule):
+        raise TypeError(f"rule must be a function such as jaxqn.rules.bfgs_rule, not {rule!r}")
+    if panel is not None and (not hasattr(panel, "__index__") or panel < 0):
+        raise ValueError(f"panel must be a whole number of pairs, but it is {panel!r}")
 
     def init(x: Array, H0: Array | None = None) -> DenseState:
         n, dtype = x.shape[0], x.dtype

@@ -284,17 +284,22 @@ def _matrix(name: str, value: Any) -> Array:
     return array
 
 
-def _options(rank: Any, floor: Any, mode: Any, dtype: Any) -> tuple[int | None, Array, Any]:
-    """Limit (None for "all"), floor (NaN if traced and out of range), and f by mode."""
+def check_choices(rank: Any, mode: Any) -> None:
+    """How many eigenvalues may be corrected, and how."""
     every = isinstance(rank, str) and rank == "all"
     if not every and (isinstance(rank, bool) or not isinstance(rank, int | np.integer) or rank < 0):
         raise ValueError(f"rank must be a static int of at least 0, or 'all', but it is {rank!r}")
     if mode not in _MODES:
         raise ValueError(f"mode must be one of {', '.join(_MODES)}, but it is {mode!r}")
+
+
+def _options(rank: Any, floor: Any, mode: Any, dtype: Any) -> tuple[int | None, Array, Any]:
+    """Limit (None for "all"), floor (NaN if traced and out of range), and f by mode."""
+    check_choices(rank, mode)
     floor = eps(dtype) ** 0.5 if floor is None else floor
     known = not isinstance(floor, jax.core.Tracer)
     if jnp.shape(floor) != () or (known and not 0 < np.asarray(floor, dtype) <= 1):
         raise ValueError(f"floor, relative to max|λ|, must be a number in (0, 1], not {floor!r}")
     floor = jnp.asarray(floor, dtype)
     floor = jnp.where((floor > 0) & (floor <= 1), floor, jnp.nan)
-    return None if every else int(rank), floor, _MODES[mode]
+    return None if rank == "all" else int(rank), floor, _MODES[mode]

@@ -134,6 +134,32 @@ def test_bad_options_of_a_search(search, options, words):
     assert [word for word in words if word not in str(caught.value)] == []
 
 
+@pytest.mark.parametrize(
+    ("make", "options", "kind", "words"),
+    [
+        (jaxqn.dense, {"rule": "bfgs"}, TypeError, ["rule", "'bfgs'"]),
+        (jaxqn.dense, {"panel": -1}, ValueError, ["panel", "-1"]),
+        (jaxqn.dense, {"panel": 2.5}, ValueError, ["panel", "2.5"]),
+        (jaxqn.damped, {"qn": "lbfgs"}, TypeError, ["qn", "lbfgs_memory()", "'lbfgs'"]),
+        (jaxqn.scale_by_quasi_newton, {"qn": "lbfgs"}, TypeError, ["qn", "'lbfgs'"]),
+        (jaxqn.corrected_newton, {"rank": 2.5}, ValueError, ["rank", "2.5"]),
+        (jaxqn.corrected_newton, {"mode": "mirror"}, ValueError, ["mode", "reflect", "'mirror'"]),
+        (jaxqn.scale_by_linesearch, {"linesearch": jaxqn.wolfe}, TypeError, ["linesearch"]),
+    ],
+)
+def test_bad_parts(make, options, kind, words):
+    """Where a method or a transformation is made, not where it is first used."""
+    with pytest.raises(kind, match=words[0]) as caught:
+        make(**options)
+    assert [word for word in words if word not in str(caught.value)] == []
+
+
+def test_a_dense_method_has_no_pairs():
+    state = minimize(lambda x: x @ x, X, maxiter=1).state.approx
+    with pytest.raises(TypeError, match="DenseState"):
+        jaxqn.stored_pairs(state)
+
+
 # What only the objective's own output can show
 
 

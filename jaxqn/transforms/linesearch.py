@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxqn._checks import check_linesearch
 from jaxqn._typing import Array, ArrayTree
 from jaxqn.linesearch import LineSearch, wolfe
 from jaxqn.linesearch.initial import AGAIN, parabola_step, stopped_short
@@ -104,7 +105,7 @@ def scale_by_linesearch(
       as arrays in ``data``, since anything else that it reads is read once.
 
     Raises:
-      TypeError: ``value``, ``grad`` or ``value_fn`` is missing.
+      TypeError: ``linesearch`` is no line search; ``value``, ``grad`` or ``value_fn`` is missing.
       ValueError: ``params`` is missing, or has masked leaves so that ``value_fn`` cannot be called.
 
     Cost: one evaluation of value and gradient per trial, and a few passes over the parameters.
@@ -121,6 +122,7 @@ def scale_by_linesearch(
       True
     """
     linesearch = wolfe() if linesearch is None else linesearch
+    check_linesearch(linesearch)
 
     def init(params: optax.Params) -> ScaleByLinesearchState:
         check_unmasked("a line search", params)

@@ -108,6 +108,8 @@ def scale_by_quasi_newton(
       >>> x.tolist()
       [-1.5]
     """
+    if not isinstance(qn, QuasiNewton):
+        raise TypeError(f"qn must be a QuasiNewton such as jaxqn.lbfgs_memory(), not {qn!r}")
     if qn.renew is not None:
         raise ValueError(
             "this method needs Hessians, which a quasi-Newton transformation does not have: use "
