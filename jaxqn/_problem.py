@@ -25,7 +25,7 @@ from jaxqn.methods import method_by_name
 from jaxqn.quasi_newton import QuasiNewton
 from jaxqn.termination import Tolerances, default_rtol
 
-__all__ = ["Problem", "problem_of", "tolerances"]
+__all__ = ["Problem", "problem_of", "tolerances", "without_derivative"]
 
 
 class Problem(NamedTuple):
@@ -111,4 +111,19 @@ def tolerances(
             "maxiter", max(1000, 200 * n) if maxiter is None else maxiter, least=0
         ),
         maxfun=whole_number("maxfun", limit if maxfun is None else maxfun, least=1),
+    )
+
+
+@jax.custom_jvp
+def without_derivative(values: Any) -> Any:
+    """What goes into a run, or comes out of it: an error when it is differentiated."""
+    return values
+
+
+@without_derivative.defjvp
+def _refuse(primals: Any, tangents: Any) -> Any:
+    raise NotImplementedError(
+        "a run of jaxqn has no derivative. For that of the solution by the data, put the run into "
+        "jax.lax.custom_root, as the README does under 'Coming from elsewhere'; for a solution "
+        "that counts as a constant, put jax.lax.stop_gradient around what goes into the run"
     )

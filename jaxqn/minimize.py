@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxqn._checks import check_callback, check_state, check_x0, is_traced
 from jaxqn._packing import repack, unpacked
-from jaxqn._problem import Problem, problem_of, tolerances
+from jaxqn._problem import Problem, problem_of, tolerances, without_derivative
 from jaxqn._typing import Array, ArrayTree, Objective
 from jaxqn.linesearch import LineSearch
 from jaxqn.loop import LoopState, lowest, run
@@ -126,8 +126,8 @@ def minimize(
     Iterates x₊ = x − alpha H g, where H is corrected by the pairs s = x₊ − x, y = g₊ − g so that
     H y = s, and alpha comes from a line search. Called eagerly it compiles once per objective,
     shapes, method and search; new numbers (``x0``, ``args``, tolerances, budgets) compile nothing.
-    It may be called under ``jit`` and ``vmap``; reverse-mode differentiation through the loop is
-    not supported.
+    It may be called under ``jit`` and ``vmap``; it has no derivative, and refuses to be
+    differentiated in either mode.
 
     Args:
       fun: objective ``fun(x, *args) -> scalar``, or ``(scalar, aux)`` with ``has_aux``. Keep it one
@@ -163,6 +163,7 @@ def minimize(
         of the wrong type.
       ValueError: an unknown method, a negative tolerance, mixed dtypes, a ``hess_inv0`` of the
         wrong shape or not symmetric positive definite, an objective that is not scalar.
+      NotImplementedError: it is being differentiated.
 
     Cost: one evaluation of value and gradient per trip, and O(n²) per iteration: one product with
     H and the share of writing it (see :func:`jaxqn.dense`). Memory: n² + O(n). With "lbfgs", two
@@ -223,8 +224,9 @@ def _run(
     x0: ArrayTree, state: LoopState, tol: Tolerances, *, args: Any, problem: Problem
 ) -> MinimizeResult:
     """Run the loop to a status."""
+    x0, state, args = without_derivative((x0, state, args))
     evaluate, hessian = problem.on_vectors(x0, args)
-    state = run(state, evaluate, problem.qn, problem.linesearch, tol, hessian)
+    state = without_derivative(run(state, evaluate, problem.qn, problem.linesearch, tol, hessian))
     best, back = lowest(state), problem.vector(x0)[1]
     nit, nfev, _ = state.counts
     return MinimizeResult(

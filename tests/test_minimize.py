@@ -22,7 +22,16 @@ from problems import (
 from programs import TraceCounter, count, equations, marked, product_shapes
 from scipy import optimize
 
-from jaxqn import METHODS, MinimizeResult, Status, backtracking, minimize, updates, wolfe
+from jaxqn import (
+    METHODS,
+    MinimizeResult,
+    Status,
+    backtracking,
+    minimize,
+    minimize_batch,
+    updates,
+    wolfe,
+)
 from jaxqn.memory import lbfgs_memory
 from jaxqn.quasi_newton import dense
 
@@ -515,6 +524,31 @@ def test_in_a_scan_each_run_starts_where_the_last_ended():
     np.testing.assert_allclose(xs, np.repeat(centres[:, None], 2, axis=1), atol=1e-6)
     assert nit.tolist()[0] == 0
     assert bool(jnp.all(success))
+
+
+@pytest.mark.parametrize("mode", [jax.jacfwd, jax.jacrev, jax.vmap], ids=["jvp", "vjp", "no"])
+@pytest.mark.parametrize("way", ["args", "x0", "closure", "batch"])
+def test_a_run_refuses_to_be_differentiated(way, mode):
+    """It would be NaN forwards; what goes in as a constant comes out as one."""
+
+    def solution(a):
+        fun, x0 = (lambda x, a: jnp.sum((x - a) ** 2)), jnp.zeros(2)
+        if way == "args":
+            return minimize(fun, x0, (a,), method="lbfgs").x
+        if way == "x0":
+            return minimize(fun, x0 + a, (1.0,)).x
+        if way == "closure":
+            return minimize(lambda x: fun(x, a), x0).x
+        return minimize_batch(fun, x0[None], (a,), in_axes=(0, None)).x[0]
+
+    a = jnp.array([2.0, 3.0])
+    if mode is jax.vmap:
+        assert np.shape(mode(solution)(a)) == (2, 2)
+        constant = jax.grad(lambda a: a * jnp.sum(solution(jax.lax.stop_gradient(a))))(a[0])
+        np.testing.assert_allclose(constant, 4.0 if way != "x0" else 2.0, rtol=1e-6)
+    else:
+        with pytest.raises(NotImplementedError, match=r"custom_root.*stop_gradient"):
+            mode(solution)(a[0])
 
 
 # JAX's own checks
