@@ -49,6 +49,15 @@ class MinimizeResult(NamedTuple):
     state: Any
     aux: Any = None
 
+    def __repr__(self) -> str:
+        """What a reader wants: a single status by name, and not the state, as large as H."""
+        status: Any = self.status
+        if isinstance(status, jax.Array) and not is_traced(status) and status.ndim == 0:
+            status = Status(int(status)).name
+        shown = f"status={status}, nit={self.nit}, nfev={self.nfev}, fun={self.fun}"
+        state = type(self.state).__name__
+        return f"MinimizeResult({shown}, x={self.x}, jac={self.jac}, aux={self.aux}, state={state})"
+
     @property
     def success(self) -> Array:
         """Whether a tolerance was met: CONVERGED, FTOL or XTOL. Boolean array."""

@@ -499,6 +499,19 @@ def test_a_long_run_has_room_for_seven_vectors_beside_its_history():
     assert memory.temp_size_in_bytes < (2 * m + 7.5) * n * 8
 
 
+def test_what_a_result_looks_like():
+    """The state, which holds the matrix, is not printed; a batch and a trace print, too."""
+    text = repr(minimize(rosenbrock, np.ones(2)))
+    assert "status=CONVERGED, nit=0, nfev=1, fun=0.0, x=[1. 1.]" in text
+    assert "DenseState" not in text
+    batch = jax.vmap(functools.partial(minimize, rosenbrock))(np.ones((3, 2)))
+    assert "status=[1 1 1]" in repr(batch)
+    seen = []
+    jax.jit(lambda x: seen.append(repr(minimize(rosenbrock, x))))(np.ones(2))
+    assert "status=" in seen[0]
+    assert "None" in repr(jax.tree.map(lambda _: None, batch))
+
+
 def test_under_jit_it_is_the_same():
     x0, args = numbered_start("wood")
     jitted = jax.jit(lambda x, args: minimize(numbered, x, args))(x0, args)
