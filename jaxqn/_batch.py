@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxqn._arguments import check_count
 from jaxqn._axes import Layout, common_size, split
 from jaxqn._checks import check_x0
 from jaxqn._lanes import WIDE, Queue, narrow, run_queue
@@ -72,9 +73,7 @@ def solve_batch(
 def _width(lanes: int | None, count: int, n: int, qn: QuasiNewton) -> int:
     """How many lanes: as asked, or by what fits a cache and keeps the end of the queue short."""
     if lanes is not None:
-        if isinstance(lanes, bool) or not hasattr(lanes, "__index__") or int(lanes) < 1:
-            raise ValueError(f"lanes must be a whole number of at least 1, but it is {lanes!r}")
-        return min(int(lanes), count)
+        return min(check_count("lanes", lanes), count)
     numbers = n * n if qn.dense else 20 * n
     # More gain a CPU nothing, and need a second stage.
     most = WIDE if jax.default_backend() == "cpu" else 4096

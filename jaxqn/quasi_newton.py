@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxqn._arguments import check_count
 from jaxqn._numerics import HIGHEST, dot, inner, safe_divide
 from jaxqn._typing import Array
 from jaxqn.curvature import has_curvature
@@ -118,8 +119,7 @@ def dense(
     """
     if not callable(rule):
         raise TypeError(f"rule must be a function such as jaxqn.rules.bfgs_rule, not {rule!r}")
-    if panel is not None and (not hasattr(panel, "__index__") or panel < 0):
-        raise ValueError(f"panel must be a whole number of pairs, but it is {panel!r}")
+    panel = None if panel is None else check_count("panel", panel, least=0)
 
     def init(x: Array, H0: Array | None = None) -> DenseState:
         n, dtype = x.shape[0], x.dtype

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import jax
 import numpy as np
 
+from jaxqn._arguments import check_count
 from jaxqn._axes import Layout, common_size, split, spread
 from jaxqn._batch import solve_batch
 from jaxqn._checks import is_traced
@@ -99,12 +100,11 @@ def minimize_stream(
             "minimize_stream runs on the host, but this call is being traced (jit, vmap or scan): "
             "call it eagerly, or take jaxqn.minimize_batch"
         )
-    if isinstance(chunk, bool) or not hasattr(chunk, "__index__") or int(chunk) < 1:
-        raise ValueError(f"chunk must be a whole number of at least 1, but it is {chunk!r}")
+    chunk = check_count("chunk", chunk)
     problem = problem_of(fun, method, linesearch, has_aux, args)
     mapped, shared, layout = _on_host(in_axes, (x0, *args))
     total = len(mapped[0])
-    chunk = min(int(chunk), total)
+    chunk = min(chunk, total)
 
     def solve(some: list[Any], shared: list[Any], hess_inv0: Any) -> MinimizeResult:
         x0, *args = layout.join(some, shared)

@@ -13,6 +13,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # From the bottom up: a room may import from the rooms before it, and from itself.
 ROOMS = [
     "_typing",
+    "_arguments",
     "_numerics",
     "_branches",
     "_packing",

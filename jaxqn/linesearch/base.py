@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from jaxqn._arguments import check_count
 from jaxqn._typing import Array
 
 
@@ -26,7 +27,4 @@ def check_options(max_trials: int, **options: tuple[float, float, float]) -> Non
     for name, (value, low, high) in options.items():
         if not low <= value < high:
             raise ValueError(f"{name} must be at least {low} and below {high}, but it is {value}")
-    if isinstance(max_trials, bool) or not hasattr(max_trials, "__index__") or max_trials < 1:
-        raise ValueError(
-            f"max_trials must be a whole number of at least 1, but it is {max_trials!r}"
-        )
+    check_count("max_trials", max_trials)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxqn._arguments import check_count
 from jaxqn._numerics import dot, safe_divide
 from jaxqn._typing import Array, ArrayTree
 from jaxqn.kronecker import (
@@ -140,9 +141,7 @@ def scale_by_kronecker(
     for name, number in (("eps", eps), ("damping", damping), ("rms", rms)):
         if not number > 0:
             raise ValueError(f"{name} must be positive, but it is {number}")
-    for name, number in (("every", every), ("max_side", max_side)):
-        if int(number) != number or number < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, but it is {number}")
+    every, max_side = check_count("every", every), check_count("max_side", max_side)
     if correction not in ("exact", "rank_one"):
         raise ValueError(f'correction must be "exact" or "rank_one", but it is {correction!r}')
     options = Options(

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxqn import _stacks
+from jaxqn._arguments import check_count
 from jaxqn._typing import Array, ArrayTree
 from jaxqn.eigenpairs import Eigenpairs, hessian_eigenpairs
 from jaxqn.transforms._common import (
@@ -119,12 +120,12 @@ def scale_by_spectral_correction(
       Eigenvalue Problems, 2011, chapter 6, for Lanczos.
     """
     options = Options(
-        rank=_at_least_one("rank", rank),
-        every=_at_least_one("every", every),
+        rank=check_count("rank", rank),
+        every=check_count("every", every),
         which=which,
         floor=float(floor),
         tol=float(tol),
-        max_products=_at_least_one(
+        max_products=check_count(
             "max_products", 10 * (rank + 1) if max_products is None else max_products
         ),
     )
@@ -227,9 +228,3 @@ def _weights(pairs: Eigenpairs, options: Options) -> Array:
     flat = pairs.scale == 0
     weights = reference / jnp.where(flat, 1, curvature) - 1
     return jnp.where(flat | (jnp.arange(weights.size) >= options.rank), 0, weights)
-
-
-def _at_least_one(name: str, value: int) -> int:
-    if int(value) != value or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, but it is {value}")
-    return int(value)

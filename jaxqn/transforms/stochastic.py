@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxqn._arguments import check_count
 from jaxqn._checks import check_initial
 from jaxqn._stacks import vdot
 from jaxqn._typing import Array, ArrayTree
@@ -213,6 +214,7 @@ def scale_by_stochastic_lbfgs(
 
 def _check(options: Options) -> None:
     """Every option must be in its range."""
+    check_count("every", options.every)
     for name, value in options._asdict().items():
         if name in ("b1", "b2", "pair_decay"):
             holds, expected = 0 <= value < 1, "a fraction in [0, 1)"
@@ -220,8 +222,6 @@ def _check(options: Options) -> None:
             holds, expected = 0 < value < 1, "between 0 and 1"
         elif name in ("eps", "clip"):
             holds, expected = value > 0, "positive"
-        elif name == "every":
-            holds, expected = value >= 1 and int(value) == value, "a whole number of at least 1"
         else:
             holds, expected = value >= 0, "at least 0"
         if not holds:
