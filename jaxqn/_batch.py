@@ -10,7 +10,7 @@ from jaxqn._arguments import check_count
 from jaxqn._axes import Layout, common_size, split
 from jaxqn._checks import check_x0
 from jaxqn._lanes import WIDE, Queue, narrow, run_queue
-from jaxqn._problem import Problem, tolerances, without_derivative
+from jaxqn._problem import Problem, tolerances
 from jaxqn._stacks import size
 from jaxqn._typing import Array, ArrayTree
 from jaxqn.loop import LoopState
@@ -95,7 +95,6 @@ def _solve(
     count: int,
 ) -> MinimizeResult:
     """All problems, on one device or evenly on all of a mesh."""
-    mapped, shared = without_derivative((mapped, shared))
     queued = functools.partial(_queued, problem=problem, layout=layout, lanes=lanes)
     if mesh is not None:
         spare = -count % mesh.size
@@ -140,7 +139,7 @@ def _queued(
         return problem.on_vectors(x, args)
 
     queue = Queue(mapped[0].shape[0], data, begin, on_vectors)
-    ended, trips = without_derivative(run_queue(queue, lanes, problem, tol, target))
+    ended, trips = run_queue(queue, lanes, problem, tol, target)
     first = layout.join([leaf[0] for leaf in mapped], shared)[0]
     back = jax.vmap(problem.vector(first)[1])
     status, nit, nfev = jnp.unstack(ended.counts, axis=1)

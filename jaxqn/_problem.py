@@ -25,7 +25,7 @@ from jaxqn.methods import method_by_name
 from jaxqn.quasi_newton import QuasiNewton
 from jaxqn.termination import Tolerances, default_rtol
 
-__all__ = ["Problem", "problem_of", "tolerances", "without_derivative"]
+__all__ = ["Problem", "problem_of", "tolerances"]
 
 
 class Problem(NamedTuple):
@@ -81,9 +81,24 @@ class Problem(NamedTuple):
         def evaluate(x: ArrayTree, unit: Array) -> Point:
             f, pull_back, aux = jax.vjp(fun, x, has_aux=True)
             (g,) = pull_back(1 / unit)
-            return Point(x, f, g, aux)
+            return _without_derivative(Point(x, f, g, aux))
 
         return evaluate, jax.hessian(lambda x: fun(x)[0])
+
+
+@jax.custom_jvp
+def _without_derivative(point: Point) -> Point:
+    """A point of a run, in which all shows that the run depends on, closures included."""
+    return point
+
+
+@_without_derivative.defjvp
+def _refuse(primals: Any, tangents: Any) -> Any:
+    raise NotImplementedError(
+        "a run of jaxqn has no derivative. For that of the solution by the data, put the run into "
+        "jax.lax.custom_root, as the README does under 'Coming from elsewhere'; for a solution "
+        "that counts as a constant, put jax.lax.stop_gradient around what goes into the run"
+    )
 
 
 def problem_of(
@@ -111,19 +126,4 @@ def tolerances(
             "maxiter", max(1000, 200 * n) if maxiter is None else maxiter, least=0
         ),
         maxfun=whole_number("maxfun", limit if maxfun is None else maxfun, least=1),
-    )
-
-
-@jax.custom_jvp
-def without_derivative(values: Any) -> Any:
-    """What goes into a run, or comes out of it: an error when it is differentiated."""
-    return values
-
-
-@without_derivative.defjvp
-def _refuse(primals: Any, tangents: Any) -> Any:
-    raise NotImplementedError(
-        "a run of jaxqn has no derivative. For that of the solution by the data, put the run into "
-        "jax.lax.custom_root, as the README does under 'Coming from elsewhere'; for a solution "
-        "that counts as a constant, put jax.lax.stop_gradient around what goes into the run"
     )

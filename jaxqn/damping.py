@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxqn._stacks import vdot
 from jaxqn._typing import Array, ArrayTree
 from jaxqn.curvature import powell_fraction
-from jaxqn.quasi_newton import QuasiNewton
+from jaxqn.quasi_newton import QuasiNewton, check_quasi_newton
 
 __all__ = ["damped"]
 
@@ -41,8 +41,7 @@ def damped(qn: QuasiNewton, *, theta: float = 0.2) -> QuasiNewton:
       >>> qn.apply(qn.update(qn.init(s), s, y), y).tolist()  # sᵀy = −1 becomes 1/4
       [0.25]
     """
-    if not isinstance(qn, QuasiNewton):
-        raise TypeError(f"qn must be a QuasiNewton such as jaxqn.lbfgs_memory(), not {qn!r}")
+    check_quasi_newton(qn)
     if not 0 < theta < 1:
         raise ValueError(f"theta must be between 0 and 1, but it is {theta}")
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxqn._checks import check_callback, check_state, check_x0, is_traced
 from jaxqn._packing import repack, unpacked
-from jaxqn._problem import Problem, problem_of, tolerances, without_derivative
+from jaxqn._problem import Problem, problem_of, tolerances
 from jaxqn._typing import Array, ArrayTree, Objective
 from jaxqn.linesearch import LineSearch
 from jaxqn.loop import LoopState, lowest, run
@@ -233,9 +233,8 @@ def _run(
     x0: ArrayTree, state: LoopState, tol: Tolerances, *, args: Any, problem: Problem
 ) -> MinimizeResult:
     """Run the loop to a status."""
-    x0, state, args = without_derivative((x0, state, args))
     evaluate, hessian = problem.on_vectors(x0, args)
-    state = without_derivative(run(state, evaluate, problem.qn, problem.linesearch, tol, hessian))
+    state = run(state, evaluate, problem.qn, problem.linesearch, tol, hessian)
     best, back = lowest(state), problem.vector(x0)[1]
     nit, nfev, _ = state.counts
     return MinimizeResult(

@@ -59,6 +59,12 @@ class QuasiNewton(NamedTuple):
     renew: Callable[[Any, Array], Any] | None = None
 
 
+def check_quasi_newton(qn: Any) -> None:
+    """What is built around an approximation needs one."""
+    if not isinstance(qn, QuasiNewton):
+        raise TypeError(f"qn must be a QuasiNewton such as jaxqn.lbfgs_memory(), not {qn!r}")
+
+
 class DenseState(NamedTuple):
     """A dense H, with its newest corrections kept beside the matrix until they are folded in.
 

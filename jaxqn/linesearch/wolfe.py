@@ -6,7 +6,6 @@ their rounding noise are judged by slopes, widths are relative, and no step leng
 """
 
 import functools
-from math import inf
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -76,11 +75,11 @@ def wolfe(
       Nocedal & Wright, 2006, algorithms 3.5 and 3.6, eq. 3.59; Moré & Thuente, ACM Trans. Math.
       Softw. 20 (1994), for the extrapolation; Hager & Zhang, SIAM J. Optim. 16 (2005), eq. 4.1.
     """
-    check_options(max_trials, c1=(c1, 0, 0.5), c2=(c2, c1, 1), growth=(growth, 1.1, inf))
+    check_options(max_trials, c1=(c1, 0, 0.5), c2=(c2, c1, 1), growth=(growth, 1.1, jnp.inf))
 
     def init(phi0: Array, dphi0: Array, alpha0: Array) -> WolfeState:
-        zero, never = jnp.zeros_like(phi0), jnp.full_like(phi0, inf)
-        origin, nowhere = jnp.stack([zero, phi0, dphi0]), jnp.stack([never, zero, zero])
+        zero, inf = jnp.zeros_like(phi0), jnp.full_like(phi0, jnp.inf)
+        origin, nowhere = jnp.stack([zero, phi0, dphi0]), jnp.stack([inf, zero, zero])
         return WolfeState(alpha0, jnp.stack([origin, origin, nowhere]), jnp.zeros((), jnp.int32))
 
     def step(state: WolfeState, phi: Array, dphi: Array) -> tuple[WolfeState, Array, Array]:

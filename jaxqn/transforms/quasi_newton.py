@@ -18,7 +18,7 @@ from jax.flatten_util import ravel_pytree
 from jaxqn import _stacks
 from jaxqn._checks import check_initial
 from jaxqn._typing import Array, ArrayTree
-from jaxqn.quasi_newton import QuasiNewton, dense
+from jaxqn.quasi_newton import QuasiNewton, check_quasi_newton, dense
 from jaxqn.rules import (
     bfgs_rule,
     broyden_rule,
@@ -108,8 +108,7 @@ def scale_by_quasi_newton(
       >>> x.tolist()
       [-1.5]
     """
-    if not isinstance(qn, QuasiNewton):
-        raise TypeError(f"qn must be a QuasiNewton such as jaxqn.lbfgs_memory(), not {qn!r}")
+    check_quasi_newton(qn)
     if qn.renew is not None:
         raise ValueError(
             "this method needs Hessians, which a quasi-Newton transformation does not have: use "
