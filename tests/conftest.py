@@ -35,6 +35,11 @@ configure(STRICT)
 jax.config.update("jax_enable_compilation_cache", False)
 
 
+def pytest_collection_modifyitems(items):
+    """Long documents come first, so that no worker is alone with one at the end."""
+    items.sort(key=lambda item: item.path.stem not in ("test_notebooks", "test_readme"))
+
+
 @pytest.fixture
 def rng():
     """Random numbers that are the same whichever tests ran before."""
