@@ -25,7 +25,7 @@ def tree_dtype(tree: ArrayTree) -> jnp.dtype:
 
 
 def _widest(*dtypes: jnp.dtype) -> jnp.dtype:
-    return max(jnp.dtype(jnp.float32), *dtypes, key=lambda dtype: jnp.finfo(dtype).bits)
+    return max([jnp.dtype(jnp.float32), *dtypes], key=lambda dtype: jnp.finfo(dtype).bits)
 
 
 def size(tree: ArrayTree) -> int:
@@ -49,7 +49,11 @@ def inf_norms(*vectors: ArrayTree) -> list[Array]:
 
 def zeros(rows: int, like: ArrayTree) -> ArrayTree:
     """A stack of ``rows`` zero vectors."""
-    return jax.tree.map(lambda leaf: jnp.zeros((rows, *jnp.shape(leaf)), leaf.dtype), like)
+
+    def of_leaf(leaf: Array) -> Array:
+        return jnp.zeros((rows, *jnp.shape(leaf)), jnp.result_type(leaf))
+
+    return jax.tree.map(of_leaf, like)
 
 
 def row(stack: ArrayTree, i: Array | int) -> ArrayTree:

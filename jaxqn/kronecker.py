@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 
-from jaxqn._numerics import dot, safe_divide
+from jaxqn._numerics import dot, eps, safe_divide
 from jaxqn._typing import Array
 
 __all__ = [
@@ -26,14 +26,15 @@ __all__ = [
 ]
 
 
-def inverse_root(A: Array, *, damping: float = 0.1) -> Array:
+def inverse_root(A: Array, *, damping: Array | float = 0.1) -> Array:
     """A root of the inverse of a damped second moment, by Cholesky's factorisation.
 
         K Kᵀ = (A/μ + damping · I)⁻¹,   μ = tr(A)/n.
 
     Args:
       A: positive semidefinite, shape ``(n, n)``.
-      damping: added to the diagonal, in units of its mean; positive.
+      damping: added to the diagonal, in units of its mean; positive, and at least 2 n eps, less
+        than which rounding would hide.
 
     Returns:
       K, shape ``(n, n)``; where A is zero, a multiple of the identity.
@@ -48,6 +49,7 @@ def inverse_root(A: Array, *, damping: float = 0.1) -> Array:
     n = A.shape[0]
     mean = jnp.trace(A) / n
     identity = jnp.eye(n, dtype=A.dtype)
+    damping = jnp.maximum(jnp.asarray(damping, A.dtype), 2 * n * eps(A.dtype))
     factor = jnp.linalg.cholesky(safe_divide(A, mean, mean > 0) + damping * identity)
     return solve_triangular(factor, identity, lower=True).T
 
@@ -152,7 +154,7 @@ def side_by_factorisation(
       X: shape ``(n, m)``.
       weight: of the newcomer, in [0, 1); with 0 and a finite X nothing changes.
       damping: as in :func:`inverse_root`.
-      due: whether to factorise, shape ``()``.
+      due: whether to factorise, shape ``()``; a factorisation that fails leaves the root as it is.
 
     Example:
       >>> side, weight = white_side(1, jnp.float32, factorised=True), jnp.float32(0.5)
@@ -163,8 +165,13 @@ def side_by_factorisation(
     """
     assert side.moment is not None
     moment = (1 - weight) * side.moment + weight * (dot(X, X.T) / X.shape[1])
+
+    def renewed() -> Array:
+        root = inverse_root(moment, damping=damping)
+        return jnp.where(jnp.all(jnp.isfinite(root)), root, side.root)
+
     # A cond, lest a factorisation of cubic cost be paid at every call.
-    root = jax.lax.cond(due, lambda: inverse_root(moment, damping=damping), lambda: side.root)
+    root = jax.lax.cond(due, renewed, lambda: side.root)
     return side._replace(moment=moment, root=root)
 
 

@@ -9,6 +9,7 @@ import optax
 import pytest
 from problems import rosenbrock
 
+import jaxqn
 from jaxqn import aliases, backtracking, wolfe
 from jaxqn.transforms import (
     scale_by_bfgs,
@@ -232,6 +233,49 @@ def test_inject_hyperparams_into_the_class_parameter(wrap):
     solver = optax.inject_hyperparams(aliases.broyden)(learning_rate=0.1, phi=0.25)
     jitted = optax.GradientTransformationExtraArgs(solver.init, wrap(solver.update))
     same(descend(jitted, TREE, 4)[0], descend(plain, TREE, 4)[0], rtol=1e-9)
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
+@pytest.mark.parametrize(
+    ("transform", "fixed"),
+    [
+        (jaxqn.scale_by_kronecker, ("every", "max_side")),
+        (jaxqn.scale_by_corrected_adam, ("memory",)),
+        (jaxqn.scale_by_stochastic_lbfgs, ("memory", "every")),
+    ],
+)
+def test_inject_hyperparams_into_all_that_adam_has(transform, fixed, wrap):
+    W = jnp.array([[1.0, 2.0], [3.0, -1.0]])
+    solver = optax.inject_hyperparams(transform, static_args=fixed)(b2=0.9)
+    updates, state = wrap(solver.update)(W, solver.init(W), W)
+    np.testing.assert_allclose(updates, transform(b2=0.9).update(W, transform().init(W), W)[0])
+    assert state.hyperparams["b2"] == 0.9
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        jaxqn.scale_by_bfgs,
+        jaxqn.scale_by_corrected_adam,
+        jaxqn.scale_by_kronecker,
+        jaxqn.scale_by_lbfgs,
+        jaxqn.scale_by_linesearch,
+        jaxqn.scale_by_lsr1,
+        jaxqn.scale_by_newton,
+        jaxqn.scale_by_spectral_correction,
+        jaxqn.scale_by_stochastic_lbfgs,
+    ],
+)
+def test_a_label_that_no_parameter_has(transform):
+    """It has nothing to do; nor have the placeholders that optax looks through states with."""
+    solver = optax.partition({"none": transform(), "all": optax.sgd(0.1)}, {"w": "all"})
+    x = {"w": jnp.ones(4)}
+    given = {"value": jnp.array(2.0), "grad": x, "value_fn": lambda x: jnp.sum(x["w"] ** 2) / 2}
+    updates, _ = solver.update(x, solver.init(x), x, **given)
+    np.testing.assert_allclose(updates["w"], -0.1)
+    state = transform().init(x)
+    assert_same = functools.partial(jax.tree.map, np.testing.assert_array_equal)
+    assert_same(optax.tree_map_params(transform(), lambda leaf: leaf, state), state)
 
 
 def test_apply_if_finite():

@@ -295,3 +295,22 @@ def test_errors(options, message):
 def test_whole_numbers_cannot_be_whitened():
     with pytest.raises(TypeError, match="only real floating"):
         scale_by_kronecker().init({"a": jnp.ones((2, 2), jnp.int32)})
+
+
+def test_rounding_does_not_end_the_whitening():
+    """A second moment of rank 4, hardly damped: its factorisation fails in float32."""
+    transform = scale_by_kronecker(damping=1e-9, every=1)
+    state, rng = transform.init(jnp.zeros((64, 64), jnp.float32)), np.random.default_rng(3)
+    for _ in range(8):
+        g = rng.normal(size=(64, 4)) @ rng.normal(size=(4, 64))
+        updates, state = transform.update(jnp.asarray(g, jnp.float32), state)
+        np.testing.assert_allclose(jnp.sqrt(jnp.mean(updates**2)), 0.3, rtol=1e-5)
+    whitened = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(state.factors)]
+    assert all(whitened)
+    assert float(jnp.max(jnp.abs(state.factors.left.root - jnp.eye(64, dtype=jnp.float32)))) > 0.1
+
+
+def test_a_matrix_without_entries_is_left_alone():
+    transform, tree = scale_by_kronecker(), {"a": jnp.zeros((3, 0)), "b": jnp.ones((2, 2))}
+    updates, _ = transform.update(tree, transform.init(tree))
+    assert updates["a"].shape == (3, 0)

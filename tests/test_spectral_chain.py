@@ -228,6 +228,17 @@ def test_has_aux():
     np.testing.assert_allclose(updates, x)
 
 
+def test_the_steepest_are_never_amplified():
+    """Where all but one curve down, the next largest eigenvalue is the largest magnitude."""
+
+    def saddle(x):
+        return 0.5 * x[0] ** 2 - 50 * x[1] ** 2
+
+    transform, x = jaxqn.scale_by_spectral_correction(rank=1), jnp.ones(2)
+    updates, _ = transform.update(x, transform.init(x), x, value_fn=saddle)
+    np.testing.assert_array_equal(updates, x)
+
+
 def test_errors():
     x = jnp.ones(3)
     transform = jaxqn.scale_by_spectral_correction()

@@ -444,6 +444,19 @@ def test_options_out_of_range(options, message):
         scale_by_stochastic_lbfgs(**options)
 
 
+def test_what_is_not_finite_changes_no_state():
+    transform, x = scale_by_stochastic_lbfgs(every=2), jnp.ones(3)
+    _, state = transform.update(x, transform.init(x), x)
+    for grads, params, pair in (
+        (x.at[0].set(jnp.nan), x, (x, 2 * x)),
+        (x.at[0].set(jnp.nan), x, None),
+        (x, x.at[0].set(jnp.inf), None),
+    ):
+        updates, after = transform.update(grads, state, params, pair=pair)
+        jax.tree.map(np.testing.assert_array_equal, after, state)
+        np.testing.assert_array_equal(updates, grads)
+
+
 def test_errors():
     transform, x = scale_by_stochastic_lbfgs(), jnp.ones(2)
     with pytest.raises(ValueError, match="pairs need the parameters"):

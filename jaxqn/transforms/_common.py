@@ -68,7 +68,11 @@ def once(compiled: Any, *operands: Any, **static: Any) -> Any:
 
     An eager training loop calls ``update`` at every step: under ``jit`` it is traced once, not
     every time. A trace in progress gains nothing from that, and neither can an unhashable static.
+    Without updates, as for a label of ``optax.partition`` that no parameter has, nothing is done.
     """
+    updates, state, *_ = operands
+    if not jax.tree.leaves(updates):
+        return updates, state
     try:
         hash(tuple(static.values()))
     except TypeError:
@@ -125,9 +129,13 @@ def check_can_evaluate(
 
 
 def check_unmasked(who: str, params: optax.Params) -> None:
-    """The objective cannot be called with parameters of which some are masked."""
+    """The objective cannot be called with parameters of which some are masked.
+
+    Where all are, there is nothing to do, and it is not called.
+    """
     leaves = jax.tree.leaves(params, is_leaf=lambda leaf: isinstance(leaf, optax.MaskedNode))
-    if any(isinstance(leaf, optax.MaskedNode) for leaf in leaves):
+    masked = [isinstance(leaf, optax.MaskedNode) for leaf in leaves]
+    if any(masked) and not all(masked):
         raise ValueError(
             f"{who} cannot evaluate value_fn with masked parameters: put it outside, for "
             "instance optax.chain(optax.masked(jaxqn.scale_by_bfgs(), mask), optax.scale(-1.0), "

@@ -1,13 +1,14 @@
 """Gradients whitened from both sides, matrix by matrix, as an optax transformation."""
 
 import functools
+import math
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxqn._arguments import check_count
+from jaxqn._arguments import check_count, check_number
 from jaxqn._numerics import dot, safe_divide
 from jaxqn._typing import Array, ArrayTree
 from jaxqn.kronecker import (
@@ -115,7 +116,9 @@ def scale_by_kronecker(
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``: ``update(grads, state, params, **ignored)``,
-      without a sign flip. A gradient that is not finite is handed on and changes no state.
+      without a sign flip. A gradient that is not finite is handed on and changes no state. After
+      the last gradient of a matrix that gets none any more, its updates keep their size for some
+      hundred calls, until the mean has died away: freeze what is not trained.
 
     Raises:
       TypeError: at ``init``, a parameter is not real floating.
@@ -135,25 +138,18 @@ def scale_by_kronecker(
       Mozaffari et al., NeurIPS 2023 (MKOR), for rank-one ones; Gupta, Koren & Singer, ICML 2018
       (Shampoo), for factors from gradients.
     """
-    for name, fraction in (("b1", b1), ("b2", b2), ("decay", decay)):
-        if not 0 <= fraction < 1 or (name == "decay" and fraction == 0):
-            raise ValueError(f"{name} must be a fraction in [0, 1), but it is {fraction}")
-    for name, number in (("eps", eps), ("damping", damping), ("rms", rms)):
-        if not number > 0:
-            raise ValueError(f"{name} must be positive, but it is {number}")
-    every, max_side = check_count("every", every), check_count("max_side", max_side)
     if correction not in ("exact", "rank_one"):
         raise ValueError(f'correction must be "exact" or "rank_one", but it is {correction!r}')
     options = Options(
-        b1=float(b1),
-        b2=float(b2),
-        eps=float(eps),
-        decay=float(decay),
-        damping=float(damping),
-        every=int(every),
+        b1=check_number("b1", b1, "a fraction in [0, 1)"),
+        b2=check_number("b2", b2, "a fraction in [0, 1)"),
+        eps=check_number("eps", eps, "positive"),
+        decay=check_number("decay", decay, "between 0 and 1"),
+        damping=check_number("damping", damping, "positive"),
+        every=check_count("every", every),
         correction=correction,
-        rms=float(rms),
-        max_side=int(max_side),
+        rms=check_number("rms", rms, "positive"),
+        max_side=check_count("max_side", max_side),
     )
 
     def init(params: optax.Params) -> ScaleByKroneckerState:
@@ -195,7 +191,7 @@ def _no_factors(leaf: Array, options: Options) -> KroneckerFactors:
 
 def _matrix(leaf: Array) -> Array:
     """An array as a matrix of its last axis by all the others."""
-    return leaf.reshape(-1, leaf.shape[-1]) if leaf.ndim > 1 else leaf.reshape(1, -1)
+    return leaf.reshape(math.prod(leaf.shape[:-1]), *leaf.shape[-1:] or (1,))
 
 
 @functools.partial(jax.jit, static_argnames="options")

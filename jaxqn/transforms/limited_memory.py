@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxqn._arguments import check_number
 from jaxqn._typing import Array, ArrayTree
 from jaxqn.memory import lbfgs_memory
 from jaxqn.memory_sr1 import lsr1_memory
@@ -115,10 +116,8 @@ def scale_by_corrected_adam(
       Kingma & Ba, ICLR 2015, algorithm 1; Byrd, Nocedal & Schnabel, Mathematical Programming 63
       (1994), theorem 2.2.
     """
-    if not 0 <= b2 < 1:
-        raise ValueError(f"b2 must be a fraction in [0, 1), but it is {b2}")
-    if not eps > 0:
-        raise ValueError(f"eps must be positive, but it is {eps}")
+    b2 = check_number("b2", b2, "a fraction in [0, 1)")
+    eps = check_number("eps", eps, "positive")
     pairs = scale_by_lbfgs(memory)
 
     def init(params: optax.Params) -> ScaleByCorrectedAdamState:
@@ -142,8 +141,8 @@ def scale_by_corrected_adam(
             updates,
             state,
             params,
-            b2=float(b2),
-            eps=float(eps),
+            b2=b2,
+            eps=eps,
             memory=memory,
             searched="value_fn" in extra_args,
         )

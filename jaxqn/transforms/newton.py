@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
+from jaxqn._arguments import check_number
 from jaxqn._numerics import dot
 from jaxqn._typing import Array
 from jaxqn.newton import spectrum_of
@@ -81,6 +82,8 @@ def scale_by_newton(
     References:
       Nocedal & Wright, Numerical Optimization, 2nd ed., 2006, section 3.4.
     """
+    if floor is not None:
+        floor = check_number("floor", floor, "a fraction in (0, 1]")
     options = (("rank", rank), ("floor", floor), ("mode", mode))
     jax.eval_shape(lambda B: spectrum_of(B, **dict(options)), jnp.zeros((1, 1)))  # their errors
 

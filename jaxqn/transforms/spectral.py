@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxqn import _stacks
-from jaxqn._arguments import check_count
+from jaxqn._arguments import check_count, check_number
 from jaxqn._typing import Array, ArrayTree
 from jaxqn.eigenpairs import Eigenpairs, hessian_eigenpairs
 from jaxqn.transforms._common import (
@@ -73,10 +73,10 @@ def scale_by_spectral_correction(
     with ``rank`` eigenpairs (λᵢ, vᵢ) of the Hessian B, found by Lanczos from Hessian-vector
     products at every ``every``-th call, from the last ones on. A direction whose curvature is the
     reference r is left alone. With ``which="largest"``, r is the next largest eigenvalue: steep
-    directions are flattened to the curvature of the rest, and the learning rate, which they had
-    limited, can grow by λ₁/r. Otherwise r is the largest magnitude: along flat, or descending,
-    directions steps grow as Newton's do, by 1/``floor`` at most. P is positive definite, and
-    multiplying the objective by a constant does not change it.
+    directions are flattened to the curvature of the rest, never the reverse, and the learning rate,
+    which they had limited, can grow by λ₁/r. Otherwise r is the largest magnitude: along flat, or
+    descending, directions steps grow as Newton's do, by 1/``floor`` at most. P is positive
+    definite, and multiplying the objective by a constant does not change it.
 
     Where it pays: where a few steep directions limit the learning rate and last. On batches of 128
     digits, at equal budgets with the products counted and a learning rate tuned for each, the
@@ -123,8 +123,8 @@ def scale_by_spectral_correction(
         rank=check_count("rank", rank),
         every=check_count("every", every),
         which=which,
-        floor=float(floor),
-        tol=float(tol),
+        floor=check_number("floor", floor, "a fraction in (0, 1]"),
+        tol=check_number("tol", tol, "at least 0"),
         max_products=check_count(
             "max_products", 10 * (rank + 1) if max_products is None else max_products
         ),
@@ -133,13 +133,11 @@ def scale_by_spectral_correction(
         raise ValueError(
             f'which must be "largest", "smallest" or "smallest_magnitude", but it is {which!r}'
         )
-    if not 0 < floor <= 1:
-        raise ValueError(f"floor must be a fraction in (0, 1], but it is {floor}")
 
     def init(params: optax.Params) -> ScaleBySpectralCorrectionState:
         float_dtypes(params)
         size = sum(jnp.size(leaf) for leaf in jax.tree.leaves(params))
-        if size < _pairs(options):
+        if 0 < size < _pairs(options):
             raise ValueError(
                 f"rank={rank} needs {_pairs(options)} eigenpairs, but the parameters have "
                 f"{size} entries: choose a smaller rank"
@@ -227,4 +225,6 @@ def _weights(pairs: Eigenpairs, options: Options) -> Array:
     reference = curvature[-1] if options.which == "largest" else pairs.scale
     flat = pairs.scale == 0
     weights = reference / jnp.where(flat, 1, curvature) - 1
+    if options.which == "largest":  # no more than the reference is what is flattened
+        weights = jnp.minimum(weights, 0)
     return jnp.where(flat | (jnp.arange(weights.size) >= options.rank), 0, weights)

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxqn._arguments import check_count
+from jaxqn._arguments import check_count, check_number
 from jaxqn._checks import check_initial
-from jaxqn._stacks import vdot
+from jaxqn._stacks import tree_dtype, vdot
 from jaxqn._typing import Array, ArrayTree
 from jaxqn.memory import lbfgs_memory
 from jaxqn.stochastic import absorb_noisy_pair, bounded_direction
@@ -138,7 +138,8 @@ def scale_by_stochastic_lbfgs(
       An ``optax.GradientTransformationExtraArgs``, without a sign flip: follow it by a learning
       rate or a schedule. ``value_fn`` gets what its signature names of the other extra arguments:
       hand the batch over there and keep ``value_fn`` one function, for an eager call compiles anew
-      for every other. A gradient that is not finite is handed on and changes no state.
+      for every other. A gradient that is not finite is handed on and changes no state, nor does
+      one at parameters that are not.
 
     Raises:
       TypeError: at ``init``, a parameter is not real floating.
@@ -164,9 +165,19 @@ def scale_by_stochastic_lbfgs(
       Wang, Ma, Goldfarb & Liu, SIAM J. Optim. 27 (2017), for damping (SdLBFGS).
     """
     lbfgs = lbfgs_memory(memory)
-    rates = (b1, b2, eps, theta, floor, noise, pair_decay, clip)
-    options = Options(*rates, memory, every, bool(average))
-    _check(options)
+    options = Options(
+        b1=check_number("b1", b1, "a fraction in [0, 1)"),
+        b2=check_number("b2", b2, "a fraction in [0, 1)"),
+        eps=check_number("eps", eps, "positive"),
+        theta=check_number("theta", theta, "between 0 and 1"),
+        floor=check_number("floor", floor, "at least 0"),
+        noise=check_number("noise", noise, "at least 0"),
+        pair_decay=check_number("pair_decay", pair_decay, "a fraction in [0, 1)"),
+        clip=check_number("clip", clip, "positive"),
+        memory=memory,
+        every=check_count("every", every),
+        average=bool(average),
+    )
 
     def init(params: optax.Params) -> ScaleByStochasticLBFGSState:
         float_dtypes(params)
@@ -185,7 +196,7 @@ def scale_by_stochastic_lbfgs(
             window=Anchor(zeros(), zeros()),
             anchor=Anchor(zeros(), zeros()),
             pair=(zeros(), zeros()),
-            gamma=vdot(zeros(), zeros()),
+            gamma=jnp.zeros((), tree_dtype(wide)),
             approx=lbfgs.init(wide),
         )
 
@@ -212,22 +223,6 @@ def scale_by_stochastic_lbfgs(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _check(options: Options) -> None:
-    """Every option must be in its range."""
-    check_count("every", options.every)
-    for name, value in options._asdict().items():
-        if name in ("b1", "b2", "pair_decay"):
-            holds, expected = 0 <= value < 1, "a fraction in [0, 1)"
-        elif name == "theta":
-            holds, expected = 0 < value < 1, "between 0 and 1"
-        elif name in ("eps", "clip"):
-            holds, expected = value > 0, "positive"
-        else:
-            holds, expected = value >= 0, "at least 0"
-        if not holds:
-            raise ValueError(f"{name} must be {expected}, but it is {value}")
-
-
 def _wide(tree: ArrayTree) -> ArrayTree:
     """Copies in float32 or wider."""
     return jax.tree.map(lambda leaf: jnp.array(leaf, at_least_float32(jnp.result_type(leaf))), tree)
@@ -246,7 +241,7 @@ def _step(
     options: Options,
 ) -> tuple[optax.Updates, ScaleByStochasticLBFGSState]:
     """Adam's means, the pair if one is due, and the direction."""
-    finite = all_entries(jnp.isfinite, updates)
+    finite = all_entries(jnp.isfinite, (updates, params))
     now = Anchor(_wide(params), _wide(updates))
     place = state.count % options.every + 1
 
@@ -273,7 +268,8 @@ def _step(
         D = adam_diagonal(state.nu, options.b2, options.eps, state.count)
 
     if pair is not None:
-        state = _absorb(state, _wide(pair), D, options)
+        pair = jax.tree.map(lambda v: jnp.where(finite, v, 0), _wide(pair))
+        state = _absorb(state, pair, D, options)
     else:
         end = state.window if options.average or objective is None else now
         due = finite & (place == options.every)
