@@ -96,8 +96,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def plot_problem(path: Path) -> str | None:
     """What keeps a plot from being written to ``path``, or None."""
-    if path.suffix not in PLOT_SUFFIXES:
+    if path.suffix.lower() not in PLOT_SUFFIXES:
         return f"--plot writes {', '.join(PLOT_SUFFIXES)}; {str(path)!r} has another ending"
+    if path.is_dir():
+        return f"--plot {str(path)!r}: this is a folder"
     if not path.absolute().parent.is_dir():
         return f"--plot {str(path)!r}: there is no such folder"
     if importlib.util.find_spec("matplotlib") is None:

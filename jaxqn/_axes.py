@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jaxqn._typing import Array, ArrayTree
 
-__all__ = ["Layout", "common_size", "split", "spread"]
+__all__ = ["Layout", "axes_of", "common_size", "split"]
 
 
 class Layout(NamedTuple):
@@ -30,16 +30,7 @@ class Layout(NamedTuple):
 
 def split(in_axes: Any, arguments: tuple[Any, ...]) -> tuple[list[Array], list[Any], Layout]:
     """The leaves that run over problems, that axis first; the others; and how to join them."""
-    if isinstance(in_axes, tuple | list):
-        if len(in_axes) != len(arguments):
-            raise ValueError(
-                f"in_axes has {len(in_axes)} entries, but there are {len(arguments)} arguments: "
-                "one for x0 and one for each of args"
-            )
-        pairs = list(zip(in_axes, arguments, strict=True))
-    else:
-        pairs = [(in_axes, argument) for argument in arguments]
-    axes = [axis for prefix, tree in pairs for axis in spread(prefix, tree)]
+    axes = axes_of(in_axes, arguments)
     named, structure = jax.tree_util.tree_flatten_with_path(arguments)
     mapped, shared = [], []
     for (path, leaf), axis in zip(named, axes, strict=True):
@@ -57,7 +48,20 @@ def split(in_axes: Any, arguments: tuple[Any, ...]) -> tuple[list[Array], list[A
     return mapped, shared, Layout(structure, tuple(axis is not None for axis in axes))
 
 
-def spread(prefix: Any, tree: ArrayTree) -> list[int | None]:
+def axes_of(in_axes: Any, arguments: tuple[Any, ...]) -> list[int | None]:
+    """One axis per leaf of the arguments; what is no tuple holds for every argument."""
+    if not isinstance(in_axes, tuple | list):
+        in_axes = [in_axes] * len(arguments)
+    elif len(in_axes) != len(arguments):
+        raise ValueError(
+            f"in_axes has {len(in_axes)} entries, but there are {len(arguments)} arguments: "
+            "one for x0 and one for each of args"
+        )
+    pairs = zip(in_axes, arguments, strict=True)
+    return [axis for prefix, tree in pairs for axis in _spread(prefix, tree)]
+
+
+def _spread(prefix: Any, tree: ArrayTree) -> list[int | None]:
     """One axis per leaf of the tree, from a prefix of it."""
     if prefix is None or hasattr(prefix, "__index__"):
         return [prefix if prefix is None else int(prefix)] * len(jax.tree.leaves(tree))
@@ -72,7 +76,7 @@ def spread(prefix: Any, tree: ArrayTree) -> list[int | None]:
         ) from None
     parts = one_level.flatten_up_to(tree)
     return [
-        axis for below, part in zip(prefixes, parts, strict=True) for axis in spread(below, part)
+        axis for below, part in zip(prefixes, parts, strict=True) for axis in _spread(below, part)
     ]
 
 

@@ -59,6 +59,8 @@ def solve_batch(
     n = size(one)
     tol = tolerances(dtype, n, **options)
     H0 = problem.initial(hess_inv0, one)
+    if not isinstance(mesh, jax.sharding.Mesh | None):
+        raise TypeError(f"mesh must be a jax.sharding.Mesh, but it is {mesh!r}")
     if mesh is not None:  # also one with explicit axes: nothing outside sees them
         mesh = jax.sharding.Mesh(mesh.devices, mesh.axis_names)
     devices = 1 if mesh is None else mesh.size

@@ -11,6 +11,7 @@ from jaxqn._typing import Array, ArrayTree, Objective
 from jaxqn.linesearch import LineSearch
 from jaxqn.minimize import DEFAULT_METHOD, MinimizeResult
 from jaxqn.quasi_newton import QuasiNewton
+from jaxqn.termination import Status
 
 __all__ = ["BatchState", "MultiStartResult", "minimize_batch", "multi_start"]
 
@@ -91,9 +92,12 @@ class MultiStartResult(NamedTuple):
     """What :func:`multi_start` returns.
 
     Attributes:
-      best: the run with the lowest finite value, as :func:`jaxqn.minimize` would give it.
-      ranking: indices of the starting points, from the best run to the worst, int32.
-      runs: all of them; one that ``target`` cut short has the status STOPPED.
+      best: of the runs that came to an end, the one with the lowest finite value, as
+        :func:`jaxqn.minimize` would give it.
+      ranking: indices of the starting points, from the best run to the worst, int32; those that
+        ``target`` cut short come last.
+      runs: all of them. One that ``target`` cut short has the status STOPPED, and one that it left
+        in the queue no evaluations and an infinite value.
     """
 
     best: MinimizeResult
@@ -163,6 +167,6 @@ def multi_start(
     in_axes = (0,) + (None,) * len(args)
     runs = solve_batch(problem, x0s, args, in_axes, lanes, options, mesh=mesh, target=target)
     values = jnp.where(jnp.isfinite(runs.fun), runs.fun, jnp.inf)
-    ranking = jnp.argsort(values).astype(jnp.int32)
+    ranking = jnp.lexsort((values, runs.status == Status.STOPPED)).astype(jnp.int32)
     best = jax.tree.map(lambda leaf: leaf[ranking[0]], runs._replace(state=None))
     return MultiStartResult(best._replace(state=runs.state), ranking, runs)

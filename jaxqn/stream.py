@@ -5,6 +5,7 @@ import hashlib
 import importlib
 import json
 import os
+import re
 import sys
 import time
 import zipfile
@@ -16,9 +17,9 @@ import jax
 import numpy as np
 
 from jaxqn._arguments import check_count
-from jaxqn._axes import Layout, common_size, split, spread
+from jaxqn._axes import Layout, axes_of, common_size, split
 from jaxqn._batch import solve_batch
-from jaxqn._checks import is_traced
+from jaxqn._checks import check_native, check_x0, is_traced
 from jaxqn._problem import problem_of
 from jaxqn._typing import ArrayTree, Objective
 from jaxqn.linesearch import LineSearch
@@ -117,13 +118,16 @@ def minimize_stream(
 
     first, same, files = [a[:chunk] for a in mapped], (shared, hess_inv0), None
     shapes = jax.eval_shape(solve, first, *same)
-    problem.initial(hess_inv0, layout.join([a[0] for a in mapped], shared)[0])  # its numbers
+    one = check_x0(layout.join([a[0] for a in mapped], shared)[0])[0]
+    problem.initial(hess_inv0, one)  # its numbers, now that they can be seen
+    if any(_is_key(leaf) for leaf in jax.tree.leaves(shapes)):
+        raise TypeError("fun returns random keys: return jax.random.key_data(key), which NumPy has")
     whole = jax.tree.map(lambda a: np.empty((total, *a.shape[1:]), a.dtype), shapes)
     if folder is not None:
         call = {
             "problems": total,
             "chunk": chunk,
-            "arrays": [str(layout.structure), *(f"{a.dtype}{a.shape[1:]}" for a in mapped)],
+            "arrays": [_lasting(layout.structure), *(f"{a.dtype}{a.shape[1:]}" for a in mapped)],
             "digest of what all problems share": _digest(jax.tree.leaves(same)),
             "method": method if isinstance(method, str) else "a QuasiNewton",
             "lanes": lanes if lanes is None else int(lanes),
@@ -139,13 +143,19 @@ def minimize_stream(
 
 def _on_host(in_axes: Any, arguments: Any) -> tuple[list[np.ndarray], list[Any], Layout]:
     """As ``split``, but what runs over problems is not read, and the others are on the device."""
+    for leaf in jax.tree.leaves(arguments[0]):
+        check_native("x0", leaf)
     common_size(jax.eval_shape(lambda arguments: split(in_axes, arguments)[0], arguments))
-    axes = spread(tuple(in_axes) if isinstance(in_axes, list) else in_axes, arguments)
     leaves, structure = jax.tree.flatten(arguments)
-    pairs = list(zip(leaves, axes, strict=True))
+    pairs = list(zip(leaves, axes_of(in_axes, arguments), strict=True))
+    if any(_is_key(leaf) for leaf, axis in pairs if axis is not None):
+        raise TypeError(
+            "random keys cannot run over problems here, where arrays are NumPy's: hand over "
+            "jax.random.key_data(keys), and take jax.random.wrap_key_data in fun"
+        )
     mapped = [np.moveaxis(np.asarray(leaf), axis, 0) for leaf, axis in pairs if axis is not None]
     shared = [jax.device_put(leaf) for leaf, axis in pairs if axis is None]
-    return mapped, shared, Layout(structure, tuple(axis is not None for axis in axes))
+    return mapped, shared, Layout(structure, tuple(axis is not None for _, axis in pairs))
 
 
 def _run(
@@ -193,7 +203,12 @@ class _Files:
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
             _replace(path, lambda file: file.write(self.call.encode()))
-        there = json.loads(path.read_text("utf-8"))
+        try:
+            there = json.loads(path.read_text("utf-8"))
+        except ValueError:
+            there = None
+        if not isinstance(there, dict):
+            self.refuse("its manifest.json cannot be read")
         differ = {k: v for k, v in json.loads(self.call).items() if there.get(k) != v}
         if differ.pop("program", None) and not differ:
             self.refuse("another objective, method or line search, or version of jax or jaxqn")
@@ -232,10 +247,21 @@ def _replace(path: Path, write: Callable[[Any], Any]) -> None:
     os.replace(unfinished, path)
 
 
+def _lasting(structure: Any) -> str:
+    """A structure in words, without the addresses of its functions: they last for a process."""
+    return re.sub(r" at 0x\w+", "", str(structure))
+
+
+def _is_key(leaf: Any) -> bool:
+    """Whether it is an array of random keys, which NumPy does not have."""
+    return hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
 def _digest(arrays: list[Any]) -> str:
     """Of types, shapes and numbers, or of text."""
     digest = hashlib.blake2b(digest_size=16)
-    for leaf in map(np.asarray, arrays):
+    for leaf in arrays:
+        leaf = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
         digest.update(f"{leaf.dtype}{leaf.shape}".encode())
         digest.update(leaf.tobytes())
     return digest.hexdigest()

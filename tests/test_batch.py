@@ -461,6 +461,8 @@ def test_a_target_stops_the_runs(which):
     stopped, begun = runs.status == Status.STOPPED, runs.nfev > 0
     assert np.any(runs.success & (runs.fun <= target))
     assert found.best.fun <= target
+    assert found.best.success
+    assert not stopped[found.ranking[: (~stopped).sum()]].any(), "those cut short come last"
     assert stopped.sum() > 15
     assert runs.nfev.sum() < 0.7 * whole.runs.nfev.sum()
     # Those that ended before are as ever; those cut short have the lowest point they saw.

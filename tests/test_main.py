@@ -75,6 +75,14 @@ def test_bad_options(arguments, words, capsys):
     assert [word for word in words if word not in message] == []
 
 
+def test_no_picture_into_a_folder(tmp_path, capsys):
+    path = tmp_path / "iris.PNG"
+    path.mkdir()
+    with pytest.raises(SystemExit):
+        main(["--plot", str(path)])
+    assert "this is a folder" in capsys.readouterr().err
+
+
 def test_the_picture(tmp_path, capsys):
     path = tmp_path / "iris.png"
     assert main(["--method", "osbfgs", "--resamples", "10", "--plot", str(path)]) == 0

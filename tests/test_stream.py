@@ -342,6 +342,25 @@ def test_tracing_is_refused():
             {"x0": {"a": np.ones((COUNT, 2), int), "b": np.zeros(())}},
         ),
         (TypeError, r"must return a scalar.*has_aux=True", {"has_aux": False}),
+        (TypeError, "mesh must be a jax.sharding.Mesh", {"mesh": [None]}),
+        (
+            TypeError,
+            r"args\[0\] has dtype >f8, whose bytes are in the other order",
+            {"args": (np.ones((2, COUNT), ">f8"), 1.5)},
+        ),
+        (
+            TypeError,
+            "x0 has dtype >f8",
+            {"x0": {"a": np.ones((COUNT, 2), ">f8"), "b": np.zeros(())}},
+        ),
+        (
+            TypeError,
+            "random keys cannot run over problems",
+            {
+                "args": (jax.random.split(jax.random.key(0), COUNT), 1.5),
+                "in_axes": (AXES[0], 0, None),
+            },
+        ),
     ],
 )
 def test_bad_input(error, words, changes, tmp_path):
@@ -351,3 +370,43 @@ def test_bad_input(error, words, changes, tmp_path):
     with pytest.raises(error, match=words):
         minimize_stream(bowl, **call)
     assert not (tmp_path / "new").exists()
+
+
+def test_a_manifest_that_is_none(tmp_path):
+    x0, args = inputs()
+    for words in ("", "[]", "[1]"):
+        (tmp_path / "manifest.json").write_text(words)
+        with pytest.raises(ValueError, match=r"manifest\.json cannot be read"):
+            stream(x0, args, folder=tmp_path)
+
+
+# What JAX has and NumPy has not.
+
+
+def test_a_random_key_for_all_problems(tmp_path):
+    def noisy(x, key):
+        return jnp.sum((x - jax.random.normal(key, (2,))) ** 2), key
+
+    key, x0 = jax.random.key(0), np.zeros((3, 2))
+    call = functools.partial(minimize_stream, args=(key,), in_axes=(0, None))
+    result = call(lambda x, key: noisy(x, key)[0], x0, folder=tmp_path)
+    np.testing.assert_allclose(result.x, [jax.random.normal(key, (2,))] * 3, atol=1e-7)
+    with pytest.raises(TypeError, match="fun returns random keys"):
+        call(noisy, x0, has_aux=True)
+
+
+def test_a_matrix_to_start_from_in_single_precision(rng):
+    """Input of NumPy's float64, run in float32, of which the matrix is the inverse."""
+    A = rng.normal(size=(6, 6))
+    with jax.enable_x64(False):
+        H0 = jnp.linalg.inv(jnp.asarray(A @ A.T + 0.1 * np.eye(6), jnp.float32))
+        fun = lambda x, t: jnp.sum((x - t) ** 2)  # noqa: E731
+        result = minimize_stream(fun, np.zeros((3, 6)), (np.ones((3, 6)),), hess_inv0=H0, maxiter=1)
+    assert result.x.dtype == np.float32
+
+
+def test_a_function_in_the_structure_is_named_without_its_address():
+    structure = jax.tree.structure(jax.tree_util.Partial(bowl, 1.0))
+    assert "bowl" in jaxqn.stream._lasting(structure)
+    assert "0x" in str(structure)
+    assert "0x" not in jaxqn.stream._lasting(structure)
