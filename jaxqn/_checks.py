@@ -33,12 +33,13 @@ def check_x0(x0: ArrayTree) -> tuple[ArrayTree, np.dtype, int]:
     if len(dtypes) > 1:
         found = ", ".join(f"{name} is {dtype}" for dtype, name in dtypes.items())
         raise ValueError(
-            f"a dense method needs one dtype for all of x0, but {found}: cast them, for instance "
-            "with jax.tree.map(lambda a: a.astype(jnp.float32), x0)"
+            f"x0 must have one dtype throughout, but {found}: cast them, for instance with "
+            "jax.tree.map(lambda a: a.astype(jnp.float32), x0)"
         )
     size = sum(leaf.size for leaf in leaves)
     if size == 0:
-        raise ValueError("x0 has no entries: there is nothing to minimise over")
+        shapes = ", ".join(str(leaf.shape) for leaf in leaves)
+        raise ValueError(f"x0 has no entries, but shape {shapes}: there is nothing to minimise")
     return jax.tree.unflatten(treedef, leaves), leaves[0].dtype, size
 
 
@@ -49,6 +50,7 @@ def _floating(name: str, leaf: Any) -> Any:
             raise TypeError(f"{name} is a {type(leaf).__name__}, not an array of real numbers")
         leaf = jnp.asarray(leaf)
     elif isinstance(leaf, np.ndarray | np.generic):
+        check_native(name, leaf)
         leaf = jnp.asarray(leaf)
     dtype = leaf.dtype
     if jnp.issubdtype(dtype, jnp.complexfloating):
@@ -69,6 +71,15 @@ def _floating(name: str, leaf: Any) -> Any:
     return leaf
 
 
+def check_native(name: str, leaf: Any) -> None:
+    """JAX has arrays in the machine's own order of bytes only."""
+    if isinstance(leaf, np.ndarray | np.generic) and not leaf.dtype.isnative:
+        raise TypeError(
+            f"{name} has dtype {leaf.dtype.str}, whose bytes are in the other order: convert it "
+            'with .astype(array.dtype.newbyteorder("="))'
+        )
+
+
 def check_values(method: Any, linesearch: Any, args: Any) -> None:
     """The arguments that are values of this library, or functions."""
     if not isinstance(method, QuasiNewton):
@@ -83,6 +94,7 @@ def check_values(method: Any, linesearch: Any, args: Any) -> None:
             "write args=(data,)"
         )
     for path, leaf in jax.tree_util.tree_flatten_with_path(tuple(args))[0]:
+        check_native(f"args{jax.tree_util.keystr(path)}", leaf)
         array = hasattr(leaf, "dtype") or hasattr(leaf, "__jax_array__")
         if not array and not isinstance(leaf, int | float | complex):
             raise TypeError(
@@ -226,23 +238,27 @@ def check_state(state: Any, fresh: Any) -> None:
     """A state to continue must look like the one that a new run would start from."""
     if type(state) is not type(fresh):
         raise TypeError(f"state must be that of an earlier result, but it is {_described(state)}")
-    old, new = (jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), s) for s in (state, fresh))
     structures: list[Any] = [jax.tree.structure(state), jax.tree.structure(fresh)]
     if structures[0] != structures[1]:
         raise ValueError(
             "state comes from a run with another method, line search or has_aux: continue it with "
             "the options it was made with"
         )
-    if old.point.x != new.point.x:
-        raise ValueError(
-            f"state comes from a problem with x of shape and dtype {old.point.x}, but here x0 has "
-            f"{new.point.x}"
-        )
+    old, new = (_shapes(s.point.x) for s in (state, fresh))
     if old != new:
+        raise ValueError(
+            f"state comes from a problem with x of shape and dtype {old}, but here x0 has {new}"
+        )
+    if _shapes(state) != _shapes(fresh):
         raise ValueError(
             "state comes from a run with another method or line search: its arrays have other "
             "shapes than those of this method"
         )
+
+
+def _shapes(tree: ArrayTree) -> list[tuple[Any, Any]]:
+    """Shape and dtype, leaf by leaf."""
+    return [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree)]
 
 
 def split_aux(out: Any, name: str = "fun") -> tuple[Any, Any]:

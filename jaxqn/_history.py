@@ -129,8 +129,9 @@ def unscaled(diagonal: ArrayTree | None, v: ArrayTree) -> ArrayTree:
 
 def check_diagonal(H0: Any, x: ArrayTree) -> None:
     """An H0 must be like the parameters."""
-    shapes = [jax.tree.map(jnp.shape, tree) for tree in (H0, x)]
-    if shapes[0] != shapes[1]:
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (H0, x)]
+    shapes = [[jnp.shape(leaf) for leaf in jax.tree.leaves(tree)] for tree in (H0, x)]
+    if structures[0] != structures[1] or shapes[0] != shapes[1]:
         raise ValueError(
             "the H0 of a limited-memory method is a diagonal like the parameters, with shapes "
             f"{shapes[1]}, but it has {shapes[0]}: for instance jax.tree.map(jnp.ones_like, x)"

@@ -109,9 +109,10 @@ class LoopState(NamedTuple):
 
 
 def is_short(s: ArrayTree, x: ArrayTree, xtol: Array) -> Array:
-    """Whether ‖s‖ ≤ xtol ‖x‖."""
+    """Whether ‖s‖ ≤ xtol ‖x‖; not where squares are out of range, and nothing can be said."""
     ss, xx = _stacks.products((s, s), (x, x))
-    return ss <= xtol**2 * xx
+    limit = xtol**2 * xx
+    return (ss <= limit) & (limit > jnp.finfo(limit.dtype).tiny) & jnp.isfinite(limit)
 
 
 def last_digits(x: ArrayTree, Hg: ArrayTree) -> ArrayTree:

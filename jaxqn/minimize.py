@@ -94,6 +94,8 @@ class MinimizeResult(NamedTuple):
         In the objective's own units, whereas the state holds gradients over ``state.scalars[0]``.
         Only for a single result.
         """
+        if np.ndim(self.status):
+            raise ValueError("pairs is for one problem: take jaxqn.stored_pairs under jax.vmap")
         if not isinstance(self._approx, MemoryState):
             raise ValueError("a dense method keeps no pairs: its matrix is result.hess_inv")
         S, Y, valid = stored_pairs(self._approx)
@@ -148,7 +150,7 @@ def minimize(
       linesearch: a :class:`jaxqn.LineSearch`; by default :func:`jaxqn.wolfe`.
       gtol: stop when the largest entry of the gradient is at most this. By default it is the
         fraction 1e-10 (float64) or eps (float32: 1.2e-7) of its value at ``x0``, which makes the
-        run independent of the scale of ``fun``.
+        run independent of the scale of ``fun``, but is loose where that value is enormous.
       ftol: stop when an iteration decreases the objective by at most this fraction; 0 is off.
       xtol: stop when a step is at most this fraction of x long; 0 is off.
       maxiter: iterations allowed in all; by default max(1000, 200 n).
@@ -202,7 +204,9 @@ def minimize(
     else:
         if not problem.qn.dense:
             state = _repacked(state, x0)
-        check_state(state, jax.eval_shape(begin, x0, args, None))
+        # A limited memory that was given a diagonal holds it.
+        like_H0 = x0 if getattr(getattr(state, "approx", None), "start", None) is not None else None
+        check_state(state, jax.eval_shape(begin, x0, args, like_H0))
     go = functools.partial(_run, args=args, problem=problem)
     if callback is None and not progress:
         return go(x0, state, tol)

@@ -220,6 +220,8 @@ def test_the_drivers_pairs_have_the_objectives_units(c):
     np.testing.assert_allclose(product / result.state.scalars[0], s, rtol=1e-6)
     with pytest.raises(ValueError, match="hess_inv"):
         _ = jaxqn.minimize(rosenbrock, jnp.ones(2), method="bfgs").pairs
+    with pytest.raises(ValueError, match="pairs is for one problem"):
+        _ = result._replace(status=result.status[None]).pairs
 
 
 def test_errors():

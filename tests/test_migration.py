@@ -489,7 +489,7 @@ def test_value_and_grad(jaxopt):
         return value, 3 * grad
 
     f = jax.custom_vjp(lambda x, a: both(x, a)[0])
-    f.defvjp(both, lambda grad, t: (t * grad, None))
+    f.defvjp(both, lambda grad, t: (jax.tree.map(lambda g: t * g, grad), None))
 
     solver = jaxopt.LBFGS(both, value_and_grad=True, maxiter=1, linesearch="backtracking")
     there = solver.run(X0, *ARGS)

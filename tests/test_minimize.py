@@ -290,6 +290,49 @@ def test_a_run_may_be_continued_after_every_evaluation():
     assert_same_bits(part, whole)
 
 
+def test_a_limited_memory_that_was_given_a_diagonal_is_continued():
+    whole = run("wood", method="lbfgs", hess_inv0=0.1 * np.ones(SIZE), maxfun=30)
+    part = run("wood", method="lbfgs", hess_inv0=0.1 * np.ones(SIZE), maxfun=10)
+    assert_same_bits(run("wood", method="lbfgs", maxfun=30, state=part.state), whole)
+
+
+@jax.tree_util.register_pytree_node_class
+class Box:
+    """A pytree whose instances are equal to themselves only."""
+
+    def __init__(self, content):
+        self.content = content
+
+    def tree_flatten(self):
+        return (self.content,), None
+
+    @classmethod
+    def tree_unflatten(cls, _, children):
+        return cls(*children)
+
+
+def test_trees_are_compared_by_their_leaves():
+    def fun(box):
+        return jnp.sum((box.content - 1) ** 4), Box(jnp.max(box.content))
+
+    x0, H0 = Box(jnp.zeros(3)), Box(jnp.ones(3))
+    call = functools.partial(minimize, fun, x0, method="lbfgs", has_aux=True)
+    first = call(hess_inv0=H0, maxiter=2)
+    assert call(state=first.state).success
+
+
+@pytest.mark.parametrize("size", [1e20, 1e-20])
+def test_no_step_is_short_where_squares_are_out_of_range(size):
+    """In float32; one that cannot be measured is no reason to stop."""
+    size = jnp.float32(size)
+
+    def fun(x):
+        return jnp.sum((x / size - 3) ** 2 * jnp.array([1, 10], x.dtype))
+
+    result = minimize(fun, size * jnp.array([1, 2], size.dtype), xtol=1e-3)
+    assert status(result) != Status.XTOL
+
+
 def test_a_finished_run_continues_under_a_smaller_tolerance():
     coarse = run("wood", gtol=1.0)
     assert (status(coarse), bool(coarse.success)) == (Status.CONVERGED, True)
