@@ -95,12 +95,18 @@ def check_values(method: Any, linesearch: Any, args: Any) -> None:
         )
     for path, leaf in jax.tree_util.tree_flatten_with_path(tuple(args))[0]:
         check_native(f"args{jax.tree_util.keystr(path)}", leaf)
-        array = hasattr(leaf, "dtype") or hasattr(leaf, "__jax_array__")
-        if not array and not isinstance(leaf, int | float | complex):
+        if not _is_array(leaf) and not isinstance(leaf, int | float | complex):
             raise TypeError(
-                f"args{jax.tree_util.keystr(path)} is {_described(leaf)}, not an array or a "
-                "number: bind it to fun, for instance with functools.partial"
+                f"args{jax.tree_util.keystr(path)} is {_described(leaf)}, not an array of "
+                "numbers or a number: bind it to fun, for instance with functools.partial"
             )
+
+
+def _is_array(leaf: Any) -> bool:
+    """Whether JAX takes it for an array: numbers or keys, not text, dates or objects."""
+    if isinstance(leaf, np.ndarray | np.generic):
+        return leaf.dtype.kind not in "OSUmM"
+    return isinstance(leaf, jax.Array) or hasattr(leaf, "__jax_array__")
 
 
 def check_linesearch(linesearch: Any) -> None:
@@ -121,6 +127,8 @@ def check_callback(callback: Any) -> None:
 def _described(value: Any) -> str:
     if value is None:
         return "None"
+    if isinstance(value, np.ndarray):
+        return f"an array of {value.dtype}"
     return f"a {type(value).__name__}" + (f" ({value!r})" if isinstance(value, str) else "")
 
 
@@ -147,6 +155,8 @@ def check_initial(H0: Any, x: ArrayTree, dense: bool) -> ArrayTree:
 
 def check_hess_inv0(H0: Any, n: int, dtype: np.dtype) -> Array:
     """An initial inverse Hessian as a matrix: shape, and positive definiteness (unless traced)."""
+    if isinstance(H0, str):
+        raise TypeError(f"hess_inv0 must be an array, but it is {_described(H0)}")
     H0 = jnp.asarray(H0)
     if jnp.issubdtype(H0.dtype, jnp.complexfloating):
         raise TypeError(f"hess_inv0 is complex ({H0.dtype}): an inverse Hessian here is real")

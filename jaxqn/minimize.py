@@ -143,7 +143,8 @@ def minimize(
     Args:
       fun: objective ``fun(x, *args) -> scalar``, or ``(scalar, aux)`` with ``has_aux``. Keep it one
         function object and pass data through ``args``: a new lambda per call compiles anew.
-      x0: first point, a pytree of real floating arrays of one dtype.
+      x0: first point, a pytree of real floating arrays of one dtype, in units in which the squares
+        of its changes are in range: in float32, nothing happens below 1e-15 and above 1e18.
       args: further arguments of ``fun``, pytrees of arrays.
       method: a name ("osbfgs", "ssbfgs", "ssbroyden", "bfgs", "broyden", "dfp", "sr1", "lbfgs",
         "newton") or a :class:`jaxqn.QuasiNewton`.

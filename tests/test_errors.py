@@ -60,6 +60,12 @@ BAD_INPUT = {
     ),
     "line search not called": (dict(linesearch=jaxqn.wolfe), TypeError, ["linesearch", "wolfe()"]),
     "args not a tuple": (dict(args=X), TypeError, ["args", "tuple"]),
+    "an array of objects among args": (
+        dict(args=(np.array([None, 1.0]),)),
+        TypeError,
+        ["args[0]", "object", "functools.partial"],
+    ),
+    "a matrix by name": (dict(hess_inv0="eye"), TypeError, ["hess_inv0", "'eye'"]),
     "text among args": (
         dict(args=(X, {"mode": "fast"})),
         TypeError,

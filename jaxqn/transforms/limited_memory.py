@@ -31,7 +31,8 @@ def scale_by_lbfgs(
 ) -> optax.GradientTransformationExtraArgs:
     """:func:`scale_by_quasi_newton` with :func:`jaxqn.lbfgs_memory`.
 
-    The parameters are not ravelled, and every array of the state is sharded as they are.
+    The parameters are not ravelled, and every array of the state is sharded as they are. Through
+    its steps, derivatives are taken in forward mode (``jax.jvp``) only; dense methods have both.
 
     Args:
       memory: pairs to keep. With 1, every step is the gradient corrected by rank 2.
