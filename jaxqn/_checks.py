@@ -147,6 +147,8 @@ def check_hashable(fun: Callable[..., Any]) -> None:
 
 def check_initial(H0: Any, x: ArrayTree, dense: bool) -> ArrayTree:
     """An initial inverse Hessian: a matrix for a dense method over flat x, else a diagonal."""
+    if isinstance(H0, str):
+        raise TypeError(f"hess_inv0 must be an array, but it is {_described(H0)}")
     if not dense:
         return check_diagonal(H0, x)
     leaves = jax.tree.leaves(x)
@@ -155,8 +157,6 @@ def check_initial(H0: Any, x: ArrayTree, dense: bool) -> ArrayTree:
 
 def check_hess_inv0(H0: Any, n: int, dtype: np.dtype) -> Array:
     """An initial inverse Hessian as a matrix: shape, and positive definiteness (unless traced)."""
-    if isinstance(H0, str):
-        raise TypeError(f"hess_inv0 must be an array, but it is {_described(H0)}")
     H0 = jnp.asarray(H0)
     if jnp.issubdtype(H0.dtype, jnp.complexfloating):
         raise TypeError(f"hess_inv0 is complex ({H0.dtype}): an inverse Hessian here is real")

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxqn._arguments import check_number
 from jaxqn._stacks import vdot
 from jaxqn._typing import Array, ArrayTree
 from jaxqn.curvature import powell_fraction
@@ -42,8 +43,7 @@ def damped(qn: QuasiNewton, *, theta: float = 0.2) -> QuasiNewton:
       [0.25]
     """
     check_quasi_newton(qn)
-    if not 0 < theta < 1:
-        raise ValueError(f"theta must be between 0 and 1, but it is {theta}")
+    theta = check_number("theta", theta, "between 0 and 1")
 
     def mended(state: Any, s: ArrayTree, y: ArrayTree, **options: Any) -> ArrayTree:
         Hy = qn.apply(state, y, **options)

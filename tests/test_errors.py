@@ -66,6 +66,11 @@ BAD_INPUT = {
         ["args[0]", "object", "functools.partial"],
     ),
     "a matrix by name": (dict(hess_inv0="eye"), TypeError, ["hess_inv0", "'eye'"]),
+    "a diagonal by name": (
+        dict(hess_inv0="ones", method="lbfgs"),
+        TypeError,
+        ["hess_inv0", "'ones'"],
+    ),
     "text among args": (
         dict(args=(X, {"mode": "fast"})),
         TypeError,

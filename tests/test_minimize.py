@@ -70,13 +70,15 @@ EXCEPTIONS = {
     ("dfp", "quadratic"): "the same",
     ("dfp", "powell_singular"): "the same",
     ("dfp", "logistic"): "the same",
-    ("lbfgs", "quadratic"): "300 steps, and at the end rounding hides what is left of f",
     ("newton", "rosenbrock10"): "from this start it finds the other local minimum, f = 3.987",
     (
         "sr1",
         "quadratic",
     ): "float32: with a line search, SR1 loses the descent direction in the noise",
 }
+
+# Pairs that reach the minimum, in so many steps that rounding says how they end.
+MAY_STALL = {("lbfgs", "quadratic")}
 
 
 @functools.cache
@@ -118,7 +120,8 @@ def test_minimum(method, name, dtype):
     if (method, name) in EXCEPTIONS:
         assert bool(result.success) or status(result) in (Status.STALLED, Status.MAX_ITER)
         return
-    assert status(result) == Status.CONVERGED
+    may_stall = (method, name) in MAY_STALL and status(result) == Status.STALLED
+    assert status(result) == Status.CONVERGED or may_stall
     assert float(result.fun) <= minimum + (1e-5 if single else 1e-10) * max(1, abs(minimum))
     if not single:
         assert float(result.fun) <= scipy_bfgs(name).fun + 1e-10 * max(1, abs(minimum))

@@ -372,6 +372,18 @@ def test_bad_input(error, words, changes, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_axes_without_a_tuple_hold_for_every_argument():
+    """As in a batch."""
+
+    def fun(x):
+        return jnp.sum((x["a"] - x["b"]) ** 2)
+
+    x0, axes = {"a": np.zeros((3, 2)), "b": np.ones(2)}, {"a": 0, "b": None}
+    result = minimize_stream(fun, x0, in_axes=axes)
+    batch = jaxqn.minimize_batch(fun, x0, in_axes=axes)
+    np.testing.assert_allclose(result.x["a"], batch.x["a"], rtol=1e-12)
+
+
 def test_a_manifest_that_is_none(tmp_path):
     x0, args = inputs()
     for words in ("", "[]", "[1]"):
