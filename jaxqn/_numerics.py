@@ -1,4 +1,4 @@
-"""Inner products at full precision, safe quotients, decisions, and tolerances by dtype.
+"""Inner products at full precision, safe quotients, decisions, and limits of the dtypes.
 
 On accelerators a default-precision product may round its inputs to bfloat16 or TF32; curvature
 information does not survive that, so every product here asks for ``Precision.HIGHEST``.
@@ -55,3 +55,16 @@ def safe_divide(numerator: Array, denominator: Array, where: Array) -> Array:
 def eps(dtype: jax.typing.DTypeLike) -> float:
     """Spacing of the numbers next to 1 in ``dtype``."""
     return float(jnp.finfo(dtype).eps)
+
+
+def power_of_two(size: Array) -> Array:
+    """The power of two next to a size, within what can be inverted; 1 for zero and NaN."""
+    info = jnp.finfo(size.dtype)
+    power = jax.lax.reduce_precision(size, exponent_bits=info.nexp, mantissa_bits=0)
+    return jnp.where(size > 0, jnp.clip(power, info.tiny, info.max / 4), 1)
+
+
+def far_apart(a: Array, b: Array) -> Array:
+    """Whether squares of numbers next to one size may leave the range when held over another."""
+    limit = float(jnp.finfo(a.dtype).tiny) ** (1 / 3)
+    return (a < limit * b) | (b < limit * a)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from jaxqn import _stacks
 from jaxqn._branches import only, rarely, select
-from jaxqn._numerics import decided, eps
+from jaxqn._numerics import decided, eps, far_apart, power_of_two
 from jaxqn._typing import Array, ArrayTree
 from jaxqn.linesearch import LineSearch
 from jaxqn.linesearch.conditions import rounding_noise
@@ -80,8 +80,8 @@ class LoopState(NamedTuple):
     """Everything the loop carries; enough to continue a run exactly.
 
     Gradients are held over a unit that keeps their squares in range, and H times it. The unit is
-    the power of two next to the largest entry of the first gradient, so that it changes no digit;
-    it is 1 where an H0 was given.
+    the power of two next to the largest entry of the first gradient, so that it changes no digit,
+    and is taken anew whenever the curvature is forgotten; it is 1 where an H0 was given.
 
     Attributes:
       point: the current point.
@@ -90,10 +90,12 @@ class LoopState(NamedTuple):
       search: state of the line search.
       approx: state of the inverse-Hessian approximation.
       steepest: whether the direction is the negative gradient.
-      scalars: shape ``(6,)``: the unit; the largest entry of the gradient at the first point, at
-        the current one, and where it was smallest; gᵀH g, which the unit makes the slope along the
-        direction; the lowest value of any point so far.
-      counts: steps taken, evaluations, and steps in a row without progress; int32, shape ``(3,)``.
+      scalars: shape ``(8,)``: the unit, and 1 if it may be taken anew; the largest entry of the
+        gradient at the first point, at the current one, and where it was smallest; gᵀH g, which the
+        unit makes the slope along the direction; the lowest value of any point so far; xᵀx of the
+        first point.
+      counts: steps taken, evaluations, steps in a row without progress, and 1 if the gradient is
+        within its tolerance and the model promises little; int32, shape ``(4,)``.
       status: :class:`jaxqn.Status`, int32.
     """
 
@@ -124,13 +126,6 @@ def last_digits(x: ArrayTree, Hg: ArrayTree) -> ArrayTree:
     return jax.tree.map(of_leaf, x, Hg)
 
 
-def power_of_two(size: Array) -> Array:
-    """The power of two next to a size, within what can be inverted; 1 for zero and NaN."""
-    info = jnp.finfo(size.dtype)
-    power = jax.lax.reduce_precision(size, exponent_bits=info.nexp, mantissa_bits=0)
-    return jnp.where(size > 0, jnp.clip(power, info.tiny, info.max / 4), 1)
-
-
 def recover(x: ArrayTree, best: Trial, Hg: ArrayTree) -> Point:
     """The trial as a point."""
     return Point(along(x, best.alpha, Hg), best.f, best.g, best.aux)
@@ -140,6 +135,7 @@ def start(x: ArrayTree, aux: Any, qn: QuasiNewton, linesearch: LineSearch, H0: A
     """The state before anything is evaluated: the first trip evaluates x itself."""
     dtype, zeros = _stacks.tree_dtype(x), jax.tree.map(jnp.zeros_like, x)
     zero, one, inf = jnp.zeros((), dtype), jnp.ones((), dtype), jnp.full((), jnp.inf, dtype)
+    unit = zero if H0 is None else one
     return LoopState(
         point=Point(x, f=inf, g=zeros, aux=aux),
         best=Trial(jnp.stack([zero, inf, inf]), g=zeros, aux=aux),
@@ -148,8 +144,8 @@ def start(x: ArrayTree, aux: Any, qn: QuasiNewton, linesearch: LineSearch, H0: A
         approx=qn.init(x, H0),
         steepest=jnp.array(H0 is None and qn.renew is None),
         # A unit of 0 is yet to be taken from the first gradient.
-        scalars=jnp.array([0 if H0 is None else 1, jnp.inf, jnp.inf, jnp.inf, 1, jnp.inf], dtype),
-        counts=jnp.zeros((3,), jnp.int32),
+        scalars=jnp.stack([unit, one - unit, inf, inf, inf, one, inf, zero]),
+        counts=jnp.zeros((4,), jnp.int32),
         status=jnp.int32(Status.RUNNING),
     )
 
@@ -167,8 +163,8 @@ def trip(
     A state that has ended is held: nothing but its scratch values changes.
     """
     point, best = state.point, state.best
-    nit, nfev, flat = state.counts
-    unit, g0_norm, g_norm, g_best, gHg, f_best = state.scalars
+    nit, nfev, flat, _ = state.counts
+    unit, free, g0_norm, g_norm, g_best, gHg, f_best, xx0 = state.scalars
     running = state.status == Status.RUNNING
     first = nfev == 0
     long = _stacks.size(point.x) > _stacks.LONG
@@ -236,17 +232,34 @@ def trip(
         approx = jax.lax.cond(moved, lambda: renewed(hessian(new.x) / unit), lambda: state.approx)
         Hg = qn.apply(approx, new.g)
 
-    # A failed search, or no descent: forget the curvature once and try −g. A run that has converged
-    # or stalled keeps the curvature that it found.
-    def squares(Hg: ArrayTree) -> list[Array]:
-        return _stacks.products((Hg, new.g), (new.g, new.g))
+    def squares() -> list[Array]:
+        return _stacks.products((Hg, new.g), (new.g, new.g), (Hg, Hg), (new.x, new.x))
 
+    # A gradient that is small beside the first is at a minimum where the model promises little as
+    # well: last digits of f, or less than half the digits of x, now or at first.
     g0_norm = jnp.where(first, g_norm, g0_norm)
-    usual = Hg, where(moved, lambda: squares(Hg)[0], gHg)
-    descent = ((usual[1] > 0) & jnp.isfinite(usual[1])) | within_gtol(tol, g_norm, g0_norm)
-    (lost,) = decided((failed & ~stalled) | (running & ~descent))
+    near = within_gtol(tol, g_norm, g0_norm)
+    gHg = where(moved, lambda: squares()[0], gHg)
+    sizes = where(near | first, lambda: jnp.stack(squares()[2:]), jnp.zeros((2,), gHg.dtype))
+    xx0 = jnp.where(first, sizes[1], xx0)
+    promising = sizes[0] > eps(gHg.dtype) * jnp.maximum(sizes[1], xx0)
+    settled = near & ~(promising & (0.5 * unit * gHg > rounding_noise(new.f)))
+
+    # A failed search, no descent, or squares about to leave the range: forget the curvature, and
+    # try −g. A run that has converged or stalled keeps the curvature that it found.
+    descent = (gHg > 0) & jnp.isfinite(gHg)
+    fresh = jnp.where(free > 0, power_of_two(g_norm), unit)
+    far = moved & far_apart(fresh, unit) & (g_norm > tol.gtol) & ~settled
+    (lost,) = decided(far | (~near & ((failed & ~stalled) | (running & ~descent))))
     approx = qn.reset(approx, lost)
-    Hg, gHg = maybe(lost, usual, lambda usual: (new.g, squares(usual[0])[1]))
+
+    def forget(_: Any) -> tuple[ArrayTree, Array, ArrayTree]:
+        factor = unit / fresh
+        g = jax.tree.map(lambda g: factor.astype(g.dtype) * g, new.g)
+        return g, factor**2 * squares()[1], g
+
+    Hg, gHg, g = maybe(lost, (Hg, gHg, new.g), forget)
+    new, unit = new._replace(g=g), jnp.where(lost, fresh, unit)
     steepest = lost | (state.steepest & (first | ~moved))
 
     # The first trial of the next search.
@@ -262,20 +275,21 @@ def trip(
     short = where(tol.xtol > 0, lambda: is_short(s, new.x, tol.xtol), failed)
     fell = f_best - new.f > eps(new.f.dtype) * jnp.abs(new.f)
     progress = first | fell | (g_norm < 0.9 * g_best)
-    step = moved & ~first
+    stepped = moved & ~first
     flat = jnp.where(moved, jnp.where(progress, 0, flat + 1), flat)
-    f_best = jnp.minimum(f_best, new.f)
-    counts = jnp.stack([nit + step.astype(nit.dtype), nfev + running.astype(nfev.dtype), flat])
+    f_best, g_best = jnp.minimum(f_best, new.f), jnp.minimum(g_best, g_norm)
+    tally = [nit + stepped.astype(nit.dtype), nfev + running.astype(nfev.dtype), flat]
+    counts = jnp.stack([*tally, settled.astype(flat.dtype)])
     status = assess(
         tol,
         counts,
         finite=jnp.isfinite(new.f) & jnp.isfinite(g_norm),
         g_norm=g_norm,
         g0_norm=g0_norm,
-        within_ftol=step & (decrease <= tol.ftol * jnp.abs(new.f)),
-        within_xtol=step & short,
+        within_ftol=stepped & (decrease <= tol.ftol * jnp.abs(new.f)),
+        within_xtol=stepped & short,
         failed=lost & state.steepest & ~moved,
-        stalled=stalled,
+        stalled=stalled | (near & failed),
     )
     none_lower = jnp.stack([jnp.zeros_like(new.f), new.f, g_norm])
     return LoopState(
@@ -285,7 +299,7 @@ def trip(
         search=select(moved | lost, fresh_search, search),
         approx=approx,
         steepest=steepest,
-        scalars=jnp.stack([unit, g0_norm, g_norm, jnp.minimum(g_best, g_norm), gHg, f_best]),
+        scalars=jnp.stack([unit, free, g0_norm, g_norm, g_best, gHg, f_best, xx0]),
         counts=counts,
         status=jnp.where(running, status, state.status),
     )
@@ -312,8 +326,8 @@ def revive(state: LoopState, tol: Tolerances) -> LoopState:
         tol,
         state.counts,
         finite=~false,
-        g_norm=state.scalars[2],
-        g0_norm=state.scalars[1],
+        g_norm=state.scalars[3],
+        g0_norm=state.scalars[2],
         within_ftol=false,
         within_xtol=false,
         failed=false,

@@ -151,7 +151,8 @@ def minimize(
       linesearch: a :class:`jaxqn.LineSearch`; by default :func:`jaxqn.wolfe`.
       gtol: stop when the largest entry of the gradient is at most this. By default it is the
         fraction 1e-10 (float64) or eps (float32: 1.2e-7) of its value at ``x0``, which makes the
-        run independent of the scale of ``fun``, but is loose where that value is enormous.
+        run independent of the scale of ``fun``; and where that value is enormous, the model has to
+        promise little as well: ½ gᵀH g ≤ 10 eps |fun|, or ‖H g‖ ≤ √eps ‖x‖, or no value is lower.
       ftol: stop when an iteration decreases the objective by at most this fraction; 0 is off.
       xtol: stop when a step is at most this fraction of x long; 0 is off.
       maxiter: iterations allowed in all; by default max(1000, 200 n).
@@ -241,7 +242,7 @@ def _run(
     evaluate, hessian = problem.on_vectors(x0, args)
     state = run(state, evaluate, problem.qn, problem.linesearch, tol, hessian)
     best, back = lowest(state), problem.vector(x0)[1]
-    nit, nfev, _ = state.counts
+    nit, nfev, *_ = state.counts
     return MinimizeResult(
         x=back(best.x),
         fun=best.f,

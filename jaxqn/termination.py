@@ -53,7 +53,8 @@ class Tolerances(NamedTuple):
 
     Attributes:
       gtol: bound on the largest entry of the gradient.
-      grtol: the same, as a fraction of its value at the first point.
+      grtol: the same, as a fraction of its value at the first point, where the model promises
+        little as well.
       ftol: bound on the relative decrease of one iteration; 0 is off.
       xtol: bound on the relative length of one step; 0 is off.
       maxiter: iterations allowed in all, int32.
@@ -102,7 +103,8 @@ def assess(
 
     Args:
       tol: tolerances and budgets.
-      counts: steps taken, evaluations, and steps in a row without progress, int32.
+      counts: steps taken, evaluations, steps in a row without progress, and whether the model
+        promises little, int32.
       finite: whether the current value and gradient are finite.
       g_norm: largest entry of the current gradient.
       g0_norm: the same at the first point.
@@ -111,13 +113,16 @@ def assess(
       failed: whether the search along the negative gradient failed.
       stalled: whether a search failed because rounding hides the decrease.
     """
-    nit, nfev, flat = counts
+    nit, nfev, flat, settled = counts
+    stalled |= flat >= FLAT_LIMIT
+    # A gradient small beside the first is believed where nothing more is to be had.
+    near = within_gtol(tol, g_norm, g0_norm) & ((settled > 0) | stalled | failed)
     tests = [
         (~finite, Status.NON_FINITE),
-        (within_gtol(tol, g_norm, g0_norm), Status.CONVERGED),
+        ((g_norm <= tol.gtol) | near, Status.CONVERGED),
         (within_ftol & (tol.ftol > 0), Status.FTOL),
         (within_xtol & (tol.xtol > 0), Status.XTOL),
-        ((flat >= FLAT_LIMIT) | stalled, Status.STALLED),
+        (stalled, Status.STALLED),
         (failed, Status.LINE_SEARCH_FAILED),
         (nit >= tol.maxiter, Status.MAX_ITER),
         (nfev >= tol.maxfun, Status.MAX_FUN),

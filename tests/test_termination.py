@@ -1,9 +1,12 @@
 """Every status is reached on purpose, means what it says, and tells the user what to do."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.optimize
 from problems import by_name, numbered, numbered_start
 
 from jaxqn import MESSAGES, Status, backtracking, minimize, minimize_batch, wolfe
@@ -61,6 +64,81 @@ def test_the_default_gtol_is_a_fraction_of_the_first_gradient(dtype):
         start = run("wood", dtype, scale, maxiter=0)
         assert status(result) == Status.CONVERGED
         assert slope(result) <= 1.001 * fraction * slope(start)
+
+
+def steep(x, wall):
+    """exp(x) − x, beside whose first gradient every later one is small, and a wall below x = 1.5.
+
+    Its minimum is 1 where there is no wall, of which the gradient does not know.
+    """
+    return jnp.sum(jnp.exp(x) - x) + jax.lax.stop_gradient(wall * jnp.sum(jnp.maximum(1.5 - x, 0)))
+
+
+@pytest.mark.parametrize("method", ["osbfgs", "bfgs", "lbfgs"])
+@pytest.mark.parametrize("start", [25.0, 40.0, 60.0])
+def test_a_gradient_small_beside_an_enormous_first_one_is_not_enough(start, method, dtype):
+    """Nor is it lost in float32 when it falls below what squares over the first one can hold."""
+    result = minimize(steep, jnp.full(1, start, dtype), (jnp.zeros((), dtype),), method=method)
+    assert status(result) == Status.CONVERGED
+    assert float(result.fun) - 1 <= 100 * float(jnp.finfo(dtype).eps)
+    assert int(result.nfev) < 150
+    if method == "bfgs":
+        np.testing.assert_allclose(result.hess_inv, 1, rtol=0.1)
+
+
+@pytest.mark.parametrize("method", ["osbfgs", "lbfgs"])
+def test_nor_is_it_where_only_one_direction_is_steep(method, dtype):
+    """Poisson regression from far outside, against SciPy in float64 from zero."""
+    draws = np.random.default_rng(0)
+    X = draws.normal(size=(50, 2))
+    counts = draws.poisson(np.exp(X @ [0.5, -0.3]))
+
+    def deviance(w, X, counts):
+        return jnp.sum(jnp.exp(X @ w) - counts * (X @ w))
+
+    there = scipy.optimize.minimize(lambda w: float(deviance(w, X, counts)), np.zeros(2))
+    data = jnp.asarray(X, dtype), jnp.asarray(counts, dtype)
+    result = minimize(deviance, jnp.full(2, 10.0, dtype), data, method=method)
+    assert status(result) == Status.CONVERGED
+    noise = 100 * float(jnp.finfo(dtype).eps)
+    assert float(result.fun) - there.fun <= noise * abs(there.fun) + 1e-9
+
+
+def test_a_gtol_that_is_given_is_enough():
+    result = minimize(steep, jnp.full(1, 25.0), (jnp.zeros(()),), gtol=10.0)
+    assert status(result) == Status.CONVERGED
+    assert 1 < slope(result) <= 10
+
+
+def test_a_minimum_of_zero_and_without_curvature_ends_too(dtype):
+    """There the model promises a fraction of the value for ever: the step says when to stop."""
+    for centre in (0.0, 1.0):
+        x0 = jnp.asarray([2.0, 3.0], dtype)
+        result = minimize(lambda x, c: jnp.sum((x - c) ** 4), x0, (jnp.asarray(centre, dtype),))
+        assert status(result) == Status.CONVERGED
+        np.testing.assert_allclose(result.x, centre, atol=20 * float(jnp.finfo(dtype).eps) ** 0.5)
+        assert int(result.nfev) < 100
+
+
+def test_a_search_that_fails_within_the_default_gtol_is_no_failure():
+    """The model promises more, but the gradient is within gtol and values are not to be had."""
+    x0, wall = jnp.full(1, 25.0), jnp.array(10.0)
+    result = minimize(steep, x0, (wall,))
+    assert status(result) == Status.CONVERGED
+    assert 1 < slope(result) <= default_rtol(np.float64) * np.exp(25)
+    assert int(result.nfev) < 100
+    assert status(minimize(steep, x0, (wall,), gtol=1e-6)) == Status.LINE_SEARCH_FAILED
+
+
+@pytest.mark.parametrize("maxiter", [20, 26, 30])
+def test_a_steep_run_continues_exactly(maxiter):
+    """Between the first gradient within gtol and the end as anywhere else."""
+    call = functools.partial(minimize, steep, jnp.full(1, 60.0, jnp.float32), (jnp.float32(0),))
+    part = call(maxiter=maxiter)
+    assert status(part) == Status.MAX_ITER
+    whole, rest = call(), call(state=part.state)
+    for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(rest), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 # FTOL and XTOL
