@@ -23,7 +23,7 @@ from jaxqn.linesearch import LineSearch, wolfe
 from jaxqn.loop import LoopState, Point, start
 from jaxqn.methods import method_by_name
 from jaxqn.quasi_newton import QuasiNewton
-from jaxqn.termination import Tolerances, default_rtol
+from jaxqn.termination import Tolerances, default_rtol, stall_rtol
 
 __all__ = ["Problem", "problem_of", "tolerances"]
 
@@ -120,6 +120,7 @@ def tolerances(
     return Tolerances(
         gtol=nonnegative("gtol", 0.0 if gtol is None else gtol, dtype),
         grtol=np.asarray(default_rtol(dtype) if gtol is None else 0.0, dtype),
+        stall_rtol=np.asarray(stall_rtol(dtype) if gtol is None else 0.0, dtype),
         ftol=nonnegative("ftol", ftol, dtype),
         xtol=nonnegative("xtol", xtol, dtype),
         maxiter=whole_number(

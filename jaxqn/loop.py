@@ -21,7 +21,7 @@ from jaxqn.linesearch import LineSearch
 from jaxqn.linesearch.conditions import rounding_noise
 from jaxqn.linesearch.initial import AGAIN, parabola_step, stopped_short
 from jaxqn.quasi_newton import QuasiNewton
-from jaxqn.termination import Status, Tolerances, assess, within_gtol
+from jaxqn.termination import Status, Tolerances, assess, stall_rtol, within_gtol, within_rounding
 
 __all__ = ["LoopState", "Point", "lowest", "run", "start", "trip"]
 
@@ -233,23 +233,26 @@ def trip(
         Hg = qn.apply(approx, new.g)
 
     def squares() -> list[Array]:
-        return _stacks.products((Hg, new.g), (new.g, new.g), (Hg, Hg), (new.x, new.x))
+        return _stacks.products((Hg, new.g), (new.g, new.g), (Hg, Hg), (s, s), (new.x, new.x))
 
     # A gradient that is small beside the first is at a minimum where the model promises little as
-    # well: last digits of f, or less than half the digits of x, now or at first.
+    # well, of f or of x, and where the last step does not tell otherwise; or next to nothing of f.
     g0_norm = jnp.where(first, g_norm, g0_norm)
-    near = within_gtol(tol, g_norm, g0_norm)
+    near, small = within_gtol(tol, g_norm, g0_norm), within_rounding(tol, g_norm, g0_norm)
     gHg = where(moved, lambda: squares()[0], gHg)
-    sizes = where(near | first, lambda: jnp.stack(squares()[2:]), jnp.zeros((2,), gHg.dtype))
-    xx0 = jnp.where(first, sizes[1], xx0)
-    promising = sizes[0] > eps(gHg.dtype) * jnp.maximum(sizes[1], xx0)
-    settled = near & ~(promising & (0.5 * unit * gHg > rounding_noise(new.f)))
+    sizes = where(small | first, lambda: jnp.stack(squares()[2:]), jnp.zeros((3,), gHg.dtype))
+    xx0 = jnp.where(first, sizes[2], xx0)
+    decrease, step, root = point.f - new.f, stall_rtol(gHg.dtype), eps(new.f.dtype) ** 0.5
+    least = rounding_noise(new.f) * jnp.where(decrease <= root * jnp.abs(new.f), 1, root)
+    little = 0.5 * unit * gHg <= least
+    limits = jnp.array([step**2, step], gHg.dtype) * jnp.maximum(sizes[2], xx0)
+    modest = moved & small & (little | jnp.all(sizes[:2] <= limits))
 
     # A failed search, no descent, or squares about to leave the range: forget the curvature, and
     # try −g. A run that has converged or stalled keeps the curvature that it found.
     descent = (gHg > 0) & jnp.isfinite(gHg)
     fresh = jnp.where(free > 0, power_of_two(g_norm), unit)
-    far = moved & far_apart(fresh, unit) & (g_norm > tol.gtol) & ~settled
+    far = moved & far_apart(fresh, unit) & (g_norm > tol.gtol) & ~(near & modest)
     (lost,) = decided(far | (~near & ((failed & ~stalled) | (running & ~descent))))
     approx = qn.reset(approx, lost)
 
@@ -264,7 +267,6 @@ def trip(
 
     # The first trial of the next search.
     slope, length = -unit * gHg, jnp.sqrt(jnp.where(gHg > 0, gHg, 1))
-    decrease = point.f - new.f
     cautious = accepted & ~state.steepest & (qn.renew is None) & stopped_short(alpha, dphi0, dphi)
     expected = jnp.where(cautious, AGAIN * decrease, jnp.inf)
     expected = jnp.where(steepest, jnp.abs(new.f), expected)
@@ -279,7 +281,7 @@ def trip(
     flat = jnp.where(moved, jnp.where(progress, 0, flat + 1), flat)
     f_best, g_best = jnp.minimum(f_best, new.f), jnp.minimum(g_best, g_norm)
     tally = [nit + stepped.astype(nit.dtype), nfev + running.astype(nfev.dtype), flat]
-    counts = jnp.stack([*tally, settled.astype(flat.dtype)])
+    counts = jnp.stack([*tally, modest.astype(flat.dtype)])
     status = assess(
         tol,
         counts,

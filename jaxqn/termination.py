@@ -55,6 +55,7 @@ class Tolerances(NamedTuple):
       gtol: bound on the largest entry of the gradient.
       grtol: the same, as a fraction of its value at the first point, where the model promises
         little as well.
+      stall_rtol: the same, where rounding hides the rest.
       ftol: bound on the relative decrease of one iteration; 0 is off.
       xtol: bound on the relative length of one step; 0 is off.
       maxiter: iterations allowed in all, int32.
@@ -63,6 +64,7 @@ class Tolerances(NamedTuple):
 
     gtol: Any
     grtol: Any
+    stall_rtol: Any
     ftol: Any
     xtol: Any
     maxiter: Any
@@ -77,14 +79,31 @@ def default_rtol(dtype: jax.typing.DTypeLike) -> float:
     return max(1e-10, eps(dtype))
 
 
+def stall_rtol(dtype: jax.typing.DTypeLike) -> float:
+    """Fraction of the first gradient that rounding may leave: 1e-10, or 100 eps where that is more.
+
+    1e-10 in float64 and 1.2e-5 in float32.
+    """
+    return max(1e-10, 100 * eps(dtype))
+
+
 FLAT_LIMIT = 10
 """Steps in a row without progress after which a run counts as stalled: none of them decreased the
 objective by more than its last digit, or reached a gradient much smaller than any before."""
+
+FEW = 2
+"""The same for a run that counts as converged then: its gradient is what rounding may leave of the
+first, and its model promises little."""
 
 
 def within_gtol(tol: Tolerances, g_norm: Array, g0_norm: Array) -> Array:
     """Whether the largest entry of the gradient is within the tolerance on it."""
     return g_norm <= jnp.maximum(tol.gtol, tol.grtol * g0_norm)
+
+
+def within_rounding(tol: Tolerances, g_norm: Array, g0_norm: Array) -> Array:
+    """Whether the gradient is as small beside the first as rounding may leave it."""
+    return g_norm <= tol.stall_rtol * g0_norm
 
 
 def assess(
@@ -113,13 +132,14 @@ def assess(
       failed: whether the search along the negative gradient failed.
       stalled: whether a search failed because rounding hides the decrease.
     """
-    nit, nfev, flat, settled = counts
-    stalled |= flat >= FLAT_LIMIT
+    nit, nfev, flat, modest = counts
+    small, near = within_rounding(tol, g_norm, g0_norm), within_gtol(tol, g_norm, g0_norm)
+    stalled |= flat >= jnp.where(small & (modest > 0), FEW, FLAT_LIMIT)
     # A gradient small beside the first is believed where nothing more is to be had.
-    near = within_gtol(tol, g_norm, g0_norm) & ((settled > 0) | stalled | failed)
+    converged = (small & stalled) | (near & ((modest > 0) | failed))
     tests = [
         (~finite, Status.NON_FINITE),
-        ((g_norm <= tol.gtol) | near, Status.CONVERGED),
+        ((g_norm <= tol.gtol) | converged, Status.CONVERGED),
         (within_ftol & (tol.ftol > 0), Status.FTOL),
         (within_xtol & (tol.xtol > 0), Status.XTOL),
         (stalled, Status.STALLED),
