@@ -3,6 +3,7 @@
 Workloads, each printing jaxqn and every installed peer side by side:
 
   cutest      solving power on CUTEst problems, scored from traces
+  applied     the same on models of statistics, engineering and physics
   rosenbrock  evaluations of every method on 2-D Rosenbrock
   dense       time per iteration over one read of the n-by-n matrix
   limited     time per iteration over one read of the limited-memory history
@@ -37,6 +38,7 @@ import time
 WORKLOADS = (
     "rosenbrock",
     "cutest",
+    "applied",
     "dense",
     "limited",
     "batch",

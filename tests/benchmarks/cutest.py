@@ -207,7 +207,7 @@ def main(options) -> dict:
     for several, title in ((False, "one minimum"), (True, "several minima")):
         chosen = [p for p in problems if p["several_minima"] == several]
         if chosen and runs:
-            scores.print_table(runs, chosen, f"{title}, {options.dtype}")
+            scores.print_table(runs, chosen, f"CUTEst, {title}, {options.dtype}")
             if options.unsolved:
                 scores.print_unsolved(runs, chosen)
     return {"dtype": options.dtype, "budget": BUDGET, "runs": runs}

@@ -47,7 +47,7 @@ def print_table(runs: dict, problems: list, title: str) -> None:
     """Prints percent solved at two accuracies and within k evaluations."""
     loose, tight = (cost_table(runs, problems, tau) for tau in (1e-5, 1e-7))
     areas = profile_areas(loose)
-    print(f"\nCUTEst, {title}: {len(problems)} problems, percent solved")
+    print(f"\n{title}: {len(problems)} problems, percent solved")
     print(f"(k and area at tau = 1e-5; area over the {len(runs)} solvers of this table)")
     columns = ("1e-5", "1e-7", *(f"k<={k}" for k in WITHIN), "area")
     print(f"{'solver':22}" + "".join(f"{c:>8}" for c in columns) + "  ended")
