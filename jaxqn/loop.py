@@ -21,7 +21,7 @@ from jaxqn.linesearch import LineSearch
 from jaxqn.linesearch.conditions import rounding_noise
 from jaxqn.linesearch.initial import AGAIN, parabola_step, stopped_short
 from jaxqn.quasi_newton import QuasiNewton
-from jaxqn.termination import Status, Tolerances, assess, stall_rtol, within_gtol, within_rounding
+from jaxqn.termination import Status, Tolerances, assess, is_small, promises_little, within_gtol
 
 __all__ = ["LoopState", "Point", "lowest", "run", "start", "trip"]
 
@@ -95,7 +95,7 @@ class LoopState(NamedTuple):
         unit makes the slope along the direction; the lowest value of any point so far; xᵀx of the
         first point.
       counts: steps taken, evaluations, steps in a row without progress, and 1 if the gradient is
-        within its tolerance and the model promises little; int32, shape ``(4,)``.
+        as small as rounding may leave it and the model promises little; int32, shape ``(4,)``.
       status: :class:`jaxqn.Status`, int32.
     """
 
@@ -235,18 +235,15 @@ def trip(
     def squares() -> list[Array]:
         return _stacks.products((Hg, new.g), (new.g, new.g), (Hg, Hg), (s, s), (new.x, new.x))
 
-    # A gradient that is small beside the first is at a minimum where the model promises little as
-    # well, of f or of x, and where the last step does not tell otherwise; or next to nothing of f.
+    # A gradient that is small beside the first is at a minimum where the model agrees.
     g0_norm = jnp.where(first, g_norm, g0_norm)
-    near, small = within_gtol(tol, g_norm, g0_norm), within_rounding(tol, g_norm, g0_norm)
+    near, small = within_gtol(tol, g_norm, g0_norm), is_small(tol, g_norm, g0_norm)
     gHg = where(moved, lambda: squares()[0], gHg)
     sizes = where(small | first, lambda: jnp.stack(squares()[2:]), jnp.zeros((3,), gHg.dtype))
     xx0 = jnp.where(first, sizes[2], xx0)
-    decrease, step, root = point.f - new.f, stall_rtol(gHg.dtype), eps(new.f.dtype) ** 0.5
-    least = rounding_noise(new.f) * jnp.where(decrease <= root * jnp.abs(new.f), 1, root)
-    little = 0.5 * unit * gHg <= least
-    limits = jnp.array([step**2, step], gHg.dtype) * jnp.maximum(sizes[2], xx0)
-    modest = moved & small & (little | jnp.all(sizes[:2] <= limits))
+    decrease = point.f - new.f
+    little = promises_little(new.f, decrease, 0.5 * unit * gHg, sizes, xx0)
+    modest = moved & small & little
 
     # A failed search, no descent, or squares about to leave the range: forget the curvature, and
     # try −g. A run that has converged or stalled keeps the curvature that it found.
@@ -323,13 +320,14 @@ def lowest(state: LoopState) -> Point:
 
 def revive(state: LoopState, tol: Tolerances) -> LoopState:
     """The state with the status it has under these tolerances and budgets, nothing evaluated."""
+    _, _, g0_norm, g_norm, *_ = state.scalars
     false = jnp.zeros((), bool)
     status = assess(
         tol,
         state.counts,
         finite=~false,
-        g_norm=state.scalars[3],
-        g0_norm=state.scalars[2],
+        g_norm=g_norm,
+        g0_norm=g0_norm,
         within_ftol=false,
         within_xtol=false,
         failed=false,

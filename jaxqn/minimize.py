@@ -153,8 +153,8 @@ def minimize(
         fraction 1e-10 (float64) or eps (float32: 1.2e-7) of its value at ``x0``, whatever the scale
         of ``fun``. As that is loose where the first gradient is enormous, the model has to promise
         little as well: ½ gᵀH g ≤ 10 eps |fun|, or ‖H g‖ ≤ r ‖x‖ with r = max(1e-10, 100 eps), after
-        a step by no more than the root of that. Where no progress is to be seen any more, a
-        gradient of r times the first will do.
+        a step by about the root of that. Where no progress is to be seen any more, a gradient of r
+        times the first will do.
       ftol: stop when an iteration decreases the objective by at most this fraction; 0 is off.
       xtol: stop when a step is at most this fraction of x long; 0 is off.
       maxiter: iterations allowed in all; by default max(1000, 200 n).

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from jaxqn._numerics import eps
 from jaxqn._typing import Array
+from jaxqn.linesearch.conditions import rounding_noise
 
 __all__ = ["MESSAGES", "Status", "Tolerances", "assess", "default_rtol"]
 
@@ -101,9 +102,31 @@ def within_gtol(tol: Tolerances, g_norm: Array, g0_norm: Array) -> Array:
     return g_norm <= jnp.maximum(tol.gtol, tol.grtol * g0_norm)
 
 
-def within_rounding(tol: Tolerances, g_norm: Array, g0_norm: Array) -> Array:
+def is_small(tol: Tolerances, g_norm: Array, g0_norm: Array) -> Array:
     """Whether the gradient is as small beside the first as rounding may leave it."""
     return g_norm <= tol.stall_rtol * g0_norm
+
+
+def promises_little(f: Array, decrease: Array, promised: Array, sizes: Array, xx0: Array) -> Array:
+    """Whether the model promises last digits of f, or of x, after a step that fits.
+
+        ½ gᵀH g ≤ 10 eps |f|  and  decrease ≤ √eps |f|,    or    ‖H g‖ ≤ r ‖x‖  and  ‖s‖ ≤ √r ‖x‖
+
+    with r = :func:`stall_rtol`. A promise √eps times as large is believed after any step.
+
+    Args:
+      f: value at the current point.
+      decrease: by how much the last step decreased it.
+      promised: what a step to the minimum of the model would decrease it by, ½ gᵀH g.
+      sizes: squares of the lengths of that step, of the last one and of x, shape ``(3,)``.
+      xx0: that of the first point, which counts where x has become smaller.
+    """
+    r, root = stall_rtol(sizes.dtype), eps(f.dtype) ** 0.5
+    fits = decrease <= root * jnp.abs(f)
+    of_f = promised <= rounding_noise(f) * jnp.where(fits, 1, root)
+    xx = jnp.maximum(sizes[2], xx0)
+    of_x = jnp.all(sizes[:2] <= jnp.array([r**2, r], xx.dtype) * xx)
+    return of_f | of_x
 
 
 def assess(
@@ -122,24 +145,24 @@ def assess(
 
     Args:
       tol: tolerances and budgets.
-      counts: steps taken, evaluations, steps in a row without progress, and whether the model
-        promises little, int32.
+      counts: those of :class:`jaxqn.loop.LoopState`, int32.
       finite: whether the current value and gradient are finite.
       g_norm: largest entry of the current gradient.
       g0_norm: the same at the first point.
       within_ftol: whether the last step decreased the objective by no more than ``tol.ftol``.
       within_xtol: whether the last step was no longer than ``tol.xtol``.
       failed: whether the search along the negative gradient failed.
-      stalled: whether a search failed because rounding hides the decrease.
+      stalled: whether a search failed because rounding hides the decrease, or within the tolerance
+        on the gradient.
     """
     nit, nfev, flat, modest = counts
-    small, near = within_rounding(tol, g_norm, g0_norm), within_gtol(tol, g_norm, g0_norm)
+    small, near = is_small(tol, g_norm, g0_norm), within_gtol(tol, g_norm, g0_norm)
     stalled |= flat >= jnp.where(small & (modest > 0), FEW, FLAT_LIMIT)
-    # A gradient small beside the first is believed where nothing more is to be had.
-    converged = (small & stalled) | (near & ((modest > 0) | failed))
+    # A gradient that is small beside the first is believed where nothing more is to be had.
+    converged = (g_norm <= tol.gtol) | (near & (modest > 0)) | (small & stalled)
     tests = [
         (~finite, Status.NON_FINITE),
-        ((g_norm <= tol.gtol) | converged, Status.CONVERGED),
+        (converged, Status.CONVERGED),
         (within_ftol & (tol.ftol > 0), Status.FTOL),
         (within_xtol & (tol.xtol > 0), Status.XTOL),
         (stalled, Status.STALLED),

@@ -1,7 +1,7 @@
 """Solving power on models of statistics, engineering and physics, scored as `cutest` is.
 
-Nothing in jaxqn was chosen by them (see `models`), so they tell how far the
-figures on CUTEst carry. The best value of a problem is the lowest of the run.
+No method or search was chosen by them (see `models`), so they tell how far
+the figures on CUTEst carry. The best value of a problem is the lowest of the run.
 """
 
 import jax

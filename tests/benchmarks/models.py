@@ -1,6 +1,7 @@
 """Objectives of statistics, engineering and physics, each with its data and first point.
 
-Nothing in jaxqn was chosen by them. Every function draws its data from the generator it is given
+No method, search or update was chosen by them; the end of float32 runs was tried on other draws of
+most of them. Every function draws its data from the generator it is given
 and returns ``(fun, x0)`` on flat vectors, in JAX's default precision.
 """
 
