@@ -191,8 +191,10 @@ def test_no_dearer_than_scipy(c2):
             ours, theirs = ours + len(outcome.trials), theirs + trials
             if alpha is not None:
                 assert satisfies_wolfe(phi, (alpha, *phi(alpha)), c2=c2), name
-                # What DCSRCH accepts at once, this search accepts at once.
-                assert len(outcome.trials) == 1 or trials > 1, name
+                # What DCSRCH accepts at once, this search accepts at once, unless the rest of a
+                # parabola is one trial away.
+                at_once = len(outcome.trials) == 1 or trials > 1
+                assert at_once or (name.startswith("parabola") and len(outcome.trials) == 2), name
     assert ours <= 1.2 * theirs
 
 
@@ -368,6 +370,64 @@ def test_a_rise_beyond_the_noise_is_not_accepted():
     outcome = search(wolfe(), lambda a: (1 + (0.1 if a > 0.01 else 0), -0.1 if a else -1.0), 1.0)
     assert outcome.done
     assert outcome.trials[-1][0] <= 0.01
+
+
+# What two trials of a parabola say
+
+
+def bent(slope_left, skew):
+    """phi' = −1 + c (a + 3 skew a²) with phi'(1) = −slope_left: phi(1) and phi'(1)."""
+    c = (1 - slope_left) / (1 + 3 * skew)
+    return jnp.float64(-1 + c * (0.5 + skew)), jnp.float64(-slope_left)
+
+
+@pytest.mark.parametrize("way", [1e-6, 1e-3, 0.02, 30.0, 1e3])
+def test_the_minimum_of_a_parabola_is_one_trial_away(way):
+    outcome = search(wolfe(), parabola(1 / way), 1.0)
+    assert outcome.done
+    np.testing.assert_allclose(outcome.trials[:, 0], [1.0, way], rtol=1e-6)
+
+
+@pytest.mark.parametrize("way", [1e-3, 0.02, 30.0])
+def test_the_minimum_of_a_parabola_is_one_trial_away_in_float32(way):
+    outcome = search(wolfe(), in_float32(parabola(1 / way)), 1.0, np.float32)
+    assert outcome.done
+    np.testing.assert_allclose(outcome.trials[:, 0], [1.0, way], rtol=1e-3)
+
+
+@pytest.mark.parametrize(("skew", "reach"), [(1e-5, 1e4), (1e-3, 100), (0.5, 10)])
+def test_a_slope_that_bends_is_followed_as_far_as_it_is_straight(skew, reach):
+    """Its minimum is further than that; beyond ``growth`` = 10 only what looks like a parabola."""
+    state = wolfe().init(jnp.float64(0), jnp.float64(-1), jnp.float64(1))
+    state, done, _ = wolfe().step(state, *bent(1 - 1e-6, skew))
+    assert not done
+    np.testing.assert_allclose(state.alpha, 1 + reach, rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("left", "skew", "accepted"),
+    [(0.55, 0.0, True), (0.65, 0.0, False), (0.65, 1e-3, False), (0.65, 0.3, True)],
+)
+def test_a_short_step_along_a_straight_slope_is_not_accepted(left, skew, accepted):
+    """Where more than 0.6 of the slope is left, and one trial more takes the rest."""
+    state = wolfe().init(jnp.float64(0), jnp.float64(-1), jnp.float64(1))
+    _, done, _ = wolfe().step(state, *bent(left, skew))
+    assert bool(done) == accepted
+
+
+@pytest.mark.parametrize(("method", "evaluations"), [("osbfgs", 70), ("lbfgs", 500)])
+def test_columns_of_any_scale_are_fitted_soon(method, evaluations):
+    """A polynomial of degree 14 by least squares: eigenvalues many orders of magnitude apart."""
+    t = np.linspace(-1.7, 2.3, 40)
+    powers, data = t[:, None] ** np.arange(0, 15, 2), np.cos(3 * t)
+
+    def misfit(c):
+        return jnp.sum((powers @ c - data) ** 2)
+
+    result = minimize(misfit, jnp.ones(8), method=method)
+    best = misfit(np.linalg.lstsq(powers, data)[0])
+    assert result.fun - best < 1e-10 * misfit(np.ones(8))
+    assert result.nfev <= evaluations  # 47 and 234 as measured
 
 
 # The page that says what Wolfe means

@@ -725,7 +725,7 @@ def test_new_data_traces_nothing():
         return fun(x, shift)
 
     transform, ends = scale_by_linesearch(), []
-    for shift in (0.0, 1.0, 2.0):
+    for shift in (0.0, 1.0, 2.5):
         given = {"value": jnp.asarray(9.0), "grad": 2 * x, "value_fn": value_fn}
         _, state = transform.update(-x, transform.init(x), x, **given, shift=jnp.asarray(shift))
         ends.append(float(state.value))

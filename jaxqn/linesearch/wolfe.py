@@ -23,6 +23,14 @@ from jaxqn.linesearch.conditions import (
 __all__ = ["WolfeState", "wolfe"]
 
 
+STRAIGHT = 0.6
+"""What part of the slope may remain where two trials look like those of a parabola.
+
+The exact minimum is one trial away then, and steps much shorter than to it are poor pairs: on
+quadratics with eigenvalues many orders apart L-BFGS falls into dozens of steps that leave 0.618 of
+the slope each."""
+
+
 class WolfeState(NamedTuple):
     """State of :func:`wolfe`.
 
@@ -51,6 +59,11 @@ def wolfe(
     between 1.1 and ``growth`` times their distance further; inside a bracket to the minimiser of
     the cubic through its ends, kept off them by a tenth of the width, or to the middle when the
     last trial did not shrink the bracket by a third.
+
+    Where the last trial and the best before it look like those of a parabola (the cubic part of the
+    cubic through both is less than a fiftieth of the square part), the bounds on that minimiser
+    give way, the more the less it is; and no step is accepted that leaves more than 0.6 of the
+    slope, 2/5 of the way to the minimum.
 
     Args:
       c1: fraction of the predicted decrease to insist on, in [0, 1/2).
@@ -89,10 +102,13 @@ def wolfe(
         decrease = armijo(phi0, dphi0, alpha, phi, c1)
         done = decrease & strong_curvature(dphi0, dphi, c2)
         done = finite & (done | approximate_wolfe(phi0, dphi0, phi, dphi, c1, c2))
+        trial, trials = jnp.stack([alpha, phi, dphi]), state.trials + 1
+        doubt = _doubt(lo, trial)
+        short = (doubt < 0.1) & (dphi < STRAIGHT * dphi0) & (trials < max_trials)
+        done &= ~short
 
         # Where does the trial belong? Too far: it is the new far end. Otherwise it is the best so
         # far, and the old best is the far end if the slope turned in between.
-        trial = jnp.stack([alpha, phi, dphi])
         hidden = jnp.abs(phi - lo[1]) <= rounding_noise(phi0)
         near = (decrease & (phi <= lo[1])) | (hidden & (dphi < 0))
         (too_far,) = decided(~(finite & near))
@@ -102,9 +118,8 @@ def wolfe(
 
         width, old_width = jnp.abs(new_hi[0] - new_lo[0]), jnp.abs(hi[0] - lo[0])
         slow = (width > 0.66 * old_width) & jnp.isfinite(old_width)
-        trials = state.trials + 1
         resolution = 4 * eps(alpha.dtype) * new_lo[0]
-        next_alpha = _next_trial(lo, new_lo, new_hi, slow, growth)
+        next_alpha = _next_trial(lo, new_lo, new_hi, slow, doubt, growth)
         exhausted = (trials >= max_trials) | (width <= resolution)
         known = jnp.stack([origin, new_lo, new_hi])
         return WolfeState(next_alpha, known, trials), done, ~done & exhausted
@@ -112,15 +127,19 @@ def wolfe(
     return LineSearch(init, step)
 
 
-def _next_trial(last: Array, lo: Array, hi: Array, slow: Array, growth: float) -> Array:
+def _next_trial(
+    last: Array, lo: Array, hi: Array, slow: Array, doubt: Array, growth: float
+) -> Array:
     """Interpolate in the bracket (lo, hi), or extrapolate from ``last`` beyond ``lo``."""
     closed = jnp.isfinite(hi[0])
     t = _cubic_minimiser(lo, jnp.where(closed, hi, last))
     found = jnp.isfinite(t)
     # Inside, as a fraction of the way to hi; a tenth of it if hi is not finite.
-    inside = jnp.where(slow, 0.5, jnp.clip(jnp.where(found, t, 0.1), 0.1, 0.9))
+    off = jnp.minimum(0.1, doubt)
+    inside = jnp.where(slow, 0.5, jnp.where(found, jnp.clip(t, off, 1 - off), 0.1))
     # Beyond, the last is one way behind: t is negative, or as far as allowed.
-    beyond = jnp.where(found & (t < 0), jnp.clip(t, -growth, -1.1), -growth)
+    reach = jnp.maximum(growth, 1 / doubt)
+    beyond = jnp.where(found & (t < 0), jnp.clip(t, -reach, -1.1), -growth)
     return lo[0] + jnp.where(closed, inside * (hi[0] - lo[0]), beyond * (last[0] - lo[0]))
 
 
@@ -130,11 +149,28 @@ def _cubic_minimiser(u: Array, v: Array) -> Array:
     References:
       Nocedal & Wright, 2006, eq. 3.59, with slopes per unit of the way.
     """
-    gap = v[0] - u[0]
-    du, dv = u[2] * gap, v[2] * gap
-    change = v[1] - u[1]
+    du, dv, change = _differences(u, v)
     # Where rounding hides the change, the slopes say what it is, and the cubic is a parabola.
     hidden = jnp.abs(change) + jnp.abs(du) + jnp.abs(dv) <= 2 * rounding_noise(u[1])
     theta = du + dv - 3 * jnp.where(hidden, 0.5 * (du + dv), change)
     gamma = jnp.sqrt(theta**2 - du * dv)
     return 1 - (dv + gamma - theta) / (dv - du + 2 * gamma)
+
+
+def _doubt(u: Array, v: Array) -> Array:
+    """How little two trials look like those of a parabola, from √eps to 1.
+
+    Five times the cubic part of the cubic through both over its square part, rounding counted in.
+    On a way 1/doubt times as long the one is a fifth of the other, and what a cubic leaves out is
+    less than that.
+    """
+    du, dv, change = _differences(u, v)
+    noise = rounding_noise(jnp.abs(u[1]) + jnp.abs(change))
+    skew = (jnp.abs(du + dv - 2 * change) + noise) / jnp.abs(dv - du)
+    return jnp.fmax(eps(skew.dtype) ** 0.5, jnp.fmin(10 * skew, 1))
+
+
+def _differences(u: Array, v: Array) -> tuple[Array, Array, Array]:
+    """Both slopes per way from u to v, and the change of the value."""
+    way = v[0] - u[0]
+    return u[2] * way, v[2] * way, v[1] - u[1]
