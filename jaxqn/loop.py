@@ -19,7 +19,7 @@ from jaxqn._numerics import decided, eps, far_apart, power_of_two
 from jaxqn._typing import Array, ArrayTree
 from jaxqn.linesearch import LineSearch
 from jaxqn.linesearch.conditions import rounding_noise
-from jaxqn.linesearch.initial import AGAIN, parabola_step, stopped_short
+from jaxqn.linesearch.initial import AGAIN, AT_MOST, parabola_step, stopped_short
 from jaxqn.quasi_newton import QuasiNewton
 from jaxqn.termination import Status, Tolerances, assess, is_small, promises_little, within_gtol
 
@@ -264,8 +264,11 @@ def trip(
 
     # The first trial of the next search.
     slope, length = -unit * gHg, jnp.sqrt(jnp.where(gHg > 0, gHg, 1))
-    cautious = accepted & ~state.steepest & (qn.renew is None) & stopped_short(alpha, dphi0, dphi)
-    expected = jnp.where(cautious, AGAIN * decrease, jnp.inf)
+    expected = jnp.full_like(new.f, jnp.inf)
+    if qn.renew is None:
+        cautious = accepted & ~state.steepest & stopped_short(alpha, dphi0, dphi)
+        at_most = AT_MOST * jnp.maximum(jnp.abs(new.f), decrease)
+        expected = jnp.where(cautious, AGAIN * decrease, at_most)
     expected = jnp.where(steepest, jnp.abs(new.f), expected)
     alpha0 = parabola_step(expected, jnp.where(steepest, unit * length, slope))
     fresh_search = linesearch.init(new.f, slope, alpha0 / jnp.where(steepest, length, 1))

@@ -23,14 +23,15 @@ FIELDS = ("x", "fun", "jac", "status", "nit", "nfev")
 
 
 def objective(x, data):
-    """Rosenbrock's valley, a slope without end, and NaN beyond an edge."""
+    """Rosenbrock's valley, a slope without end, NaN beyond an edge, and a wall."""
     valley = data["width"] * jnp.sum((x[1:] - x[:-1] ** 2) ** 2) + jnp.sum((1 - x[:-1]) ** 2)
     slope = data["slope"] * jnp.sum(x) + data["cube"] * jnp.sum(x**3)
     beyond = jnp.where(x[0] < data["edge"], jnp.nan, 0)
-    return data["keep"] * valley - slope + data["offset"] + beyond
+    wall = jnp.where(x[0] > data["wall"], 10.0, 0.0).astype(x.dtype)
+    return data["keep"] * valley - slope + data["offset"] + beyond + wall
 
 
-KINDS = {"solved": 3, "nan": 5, "edge": 7, "falling": 9, "tiny": 11, "plunging": 13}
+KINDS = {"solved": 3, "nan": 5, "edge": 7, "falling": 9, "tiny": 11, "plunging": 13, "wall": 15}
 """Which problem of sixteen is what; the others are valleys, narrow and wide."""
 
 
@@ -44,6 +45,7 @@ def problems(dtype=np.float64):
         "width": rng.permutation(np.geomspace(1, 100, COUNT)),
         "offset": rng.uniform(0, 1, COUNT),
         "edge": full(-np.inf),
+        "wall": full(np.inf),
         "keep": full(1.0),
         "slope": full(0.0),
         "cube": full(0.0),
@@ -57,6 +59,10 @@ def problems(dtype=np.float64):
     data["keep"][kind == KINDS["tiny"]] = 1e-8
     data["keep"][kind == KINDS["plunging"]] = 0
     data["cube"][kind == KINDS["plunging"]] = 1
+    # Right behind the start of a slope: every step down it ends higher.
+    data["keep"][kind == KINDS["wall"]] = 0
+    data["slope"][kind == KINDS["wall"]] = 1
+    data["wall"][kind == KINDS["wall"]] = x[kind == KINDS["wall"], 0]
     as_dtype = functools.partial(jnp.asarray, dtype=dtype)
     return *jax.tree.map(as_dtype, (x, data)), kind
 
@@ -104,7 +110,8 @@ def test_the_problems_are_what_they_should_be():
     ends = {name: set(result.status[kind == k].tolist()) for name, k in KINDS.items()}
     assert ends["nan"] == {Status.NON_FINITE}
     assert ends["falling"] == {Status.MAX_FUN}
-    assert {Status.MAX_FUN, Status.LINE_SEARCH_FAILED} <= ends["plunging"]
+    assert Status.MAX_FUN in ends["plunging"]
+    assert Status.LINE_SEARCH_FAILED in ends["wall"]
     assert np.abs(result.x[kind == KINDS["plunging"]]).max() > 1e10
     assert ends["solved"] == ends["tiny"] == {Status.CONVERGED}
     assert set(result.nfev[kind == KINDS["solved"]]) == {1}

@@ -404,6 +404,14 @@ def test_a_slope_that_bends_is_followed_as_far_as_it_is_straight(skew, reach):
     np.testing.assert_allclose(state.alpha, 1 + reach, rtol=1e-2)
 
 
+def test_a_parabola_without_a_minimum_is_followed_no_further_than_growth():
+    """phi = −a − a²/2: steeper and steeper."""
+    state = wolfe().init(jnp.float64(0), jnp.float64(-1), jnp.float64(1))
+    state, done, _ = wolfe().step(state, jnp.float64(-1.5), jnp.float64(-2))
+    assert not done
+    assert state.alpha == 11
+
+
 @pytest.mark.parametrize(
     ("left", "skew", "accepted"),
     [(0.55, 0.0, True), (0.65, 0.0, False), (0.65, 1e-3, False), (0.65, 0.3, True)],
@@ -482,6 +490,18 @@ def test_which_steps_stop_short(alpha, minimiser, expected):
     """By the slopes of a parabola with its minimiser there; a concave one has none."""
     alpha, dphi0, dphi = jnp.float64(alpha), jnp.float64(-1), jnp.float64(alpha / minimiser - 1)
     assert bool(initial.stopped_short(alpha, dphi0, dphi)) == expected
+
+
+def test_a_step_that_promises_more_than_f_has_to_give_starts_short():
+    """Brown's badly scaled function: the second step is 3e16 long, and f there 1e55."""
+
+    def brown(x):
+        return (x[0] - 1e6) ** 2 + (x[1] - 2e-6) ** 2 + (x[0] * x[1] - 2) ** 2
+
+    result = minimize(brown, jnp.ones(2))
+    assert result.success
+    np.testing.assert_allclose(result.x, [1e6, 2e-6], rtol=1e-6)
+    assert result.nfev <= 25  # 18 as measured; 40 with steps of any length
 
 
 def test_the_driver_starts_short_after_it_stopped_short():

@@ -4,11 +4,15 @@ import jax.numpy as jnp
 
 from jaxqn._typing import Array
 
-__all__ = ["AGAIN", "parabola_step", "stopped_short"]
+__all__ = ["AGAIN", "AT_MOST", "parabola_step", "stopped_short"]
 
 AGAIN = 1.01
 """What part of the last decrease to expect again: more than 1, so that the step that repeats it can
 be 1 again once a method converges superlinearly (Nocedal & Wright, 2006, after eq. 3.60)."""
+
+AT_MOST = 10.0
+"""How many times |f|, or the last decrease where that is more, a step may promise to decrease f by.
+A model that promises more has scaled H out of all proportion."""
 
 
 def parabola_step(decrease: Array, slope: Array) -> Array:
@@ -18,7 +22,8 @@ def parabola_step(decrease: Array, slope: Array) -> Array:
 
     A search along −g, in units of length, begins with the decrease |f|: whatever the scale of f,
     that is where a parabola bottoms out at 0. A quasi-Newton step that stopped short is followed by
-    the decrease of the last step; after any other the first trial is 1.
+    the decrease of the last step; after any other the first trial is 1, unless that promises more
+    than ``AT_MOST`` times what f has to give.
 
     References:
       Nocedal & Wright, 2006, eq. 3.60.

@@ -158,7 +158,7 @@ def _cubic_minimiser(u: Array, v: Array) -> Array:
 
 
 def _doubt(u: Array, v: Array) -> Array:
-    """How little two trials look like those of a parabola, from √eps to 1.
+    """How little two trials look like those of a parabola with a minimum, from √eps to 1.
 
     Five times the cubic part of the cubic through both over its square part, rounding counted in.
     On a way 1/doubt times as long the one is a fifth of the other, and what a cubic leaves out is
@@ -166,7 +166,7 @@ def _doubt(u: Array, v: Array) -> Array:
     """
     du, dv, change = _differences(u, v)
     noise = rounding_noise(jnp.abs(u[1]) + jnp.abs(change))
-    skew = (jnp.abs(du + dv - 2 * change) + noise) / jnp.abs(dv - du)
+    skew = (jnp.abs(du + dv - 2 * change) + noise) / jnp.maximum(dv - du, 0)
     return jnp.fmax(eps(skew.dtype) ** 0.5, jnp.fmin(10 * skew, 1))
 
 
