@@ -19,7 +19,7 @@ from jaxqn._numerics import decided, eps, far_apart, power_of_two
 from jaxqn._typing import Array, ArrayTree
 from jaxqn.linesearch import LineSearch
 from jaxqn.linesearch.conditions import rounding_noise
-from jaxqn.linesearch.initial import AGAIN, AT_MOST, parabola_step, stopped_short
+from jaxqn.linesearch.initial import expected_decrease, parabola_step, stopped_short
 from jaxqn.quasi_newton import QuasiNewton
 from jaxqn.termination import Status, Tolerances, assess, is_small, promises_little, within_gtol
 
@@ -267,8 +267,7 @@ def trip(
     expected = jnp.full_like(new.f, jnp.inf)
     if qn.renew is None:
         cautious = accepted & ~state.steepest & stopped_short(alpha, dphi0, dphi)
-        at_most = AT_MOST * jnp.maximum(jnp.abs(new.f), decrease)
-        expected = jnp.where(cautious, AGAIN * decrease, at_most)
+        expected = expected_decrease(new.f, decrease, cautious)
     expected = jnp.where(steepest, jnp.abs(new.f), expected)
     alpha0 = parabola_step(expected, jnp.where(steepest, unit * length, slope))
     fresh_search = linesearch.init(new.f, slope, alpha0 / jnp.where(steepest, length, 1))

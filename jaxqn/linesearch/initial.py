@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 from jaxqn._typing import Array
 
-__all__ = ["AGAIN", "AT_MOST", "parabola_step", "stopped_short"]
+__all__ = ["AGAIN", "AT_MOST", "expected_decrease", "parabola_step", "stopped_short"]
 
 AGAIN = 1.01
 """What part of the last decrease to expect again: more than 1, so that the step that repeats it can
@@ -21,15 +21,22 @@ def parabola_step(decrease: Array, slope: Array) -> Array:
         min(1, 2 decrease/|slope|)
 
     A search along −g, in units of length, begins with the decrease |f|: whatever the scale of f,
-    that is where a parabola bottoms out at 0. A quasi-Newton step that stopped short is followed by
-    the decrease of the last step; after any other the first trial is 1, unless that promises more
-    than ``AT_MOST`` times what f has to give.
+    that is where a parabola bottoms out at 0; any other with :func:`expected_decrease`.
 
     References:
       Nocedal & Wright, 2006, eq. 3.60.
     """
     alpha = 2 * decrease / jnp.abs(slope)
     return jnp.where(alpha > 0, jnp.minimum(alpha, 1), jnp.ones_like(alpha))
+
+
+def expected_decrease(f: Array, decrease: Array, short: Array) -> Array:
+    """What a quasi-Newton step may promise, after one with that decrease to f.
+
+    After a step that stopped short, ``AGAIN`` times its decrease. After any other, so much that the
+    first trial is 1 unless the model is wild: ``AT_MOST`` times |f|, or that decrease.
+    """
+    return jnp.where(short, AGAIN * decrease, AT_MOST * jnp.maximum(jnp.abs(f), decrease))
 
 
 def stopped_short(alpha: Array, dphi0: Array, dphi: Array) -> Array:

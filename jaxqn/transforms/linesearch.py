@@ -11,7 +11,7 @@ import optax
 from jaxqn._checks import check_linesearch
 from jaxqn._typing import Array, ArrayTree
 from jaxqn.linesearch import LineSearch, wolfe
-from jaxqn.linesearch.initial import AGAIN, parabola_step, stopped_short
+from jaxqn.linesearch.initial import expected_decrease, parabola_step, stopped_short
 from jaxqn.transforms._common import (
     Objective,
     at_least_float32,
@@ -45,14 +45,14 @@ class ScaleByLinesearchState(NamedTuple):
       learning_rate: the step length alpha taken, 0 if none.
       value: the objective at the new parameters; infinite before the first search.
       grad: its gradient there, like the parameters.
-      decrease: what a step that stopped short took off the objective; infinite after any other.
+      expected: by how much the next step may promise to decrease the objective; infinite at first.
       info: a :class:`LinesearchInfo`.
     """
 
     learning_rate: Array
     value: Array
     grad: ArrayTree
-    decrease: Array
+    expected: Array
     info: LinesearchInfo
 
 
@@ -88,10 +88,11 @@ def scale_by_linesearch(
     """Scale the updates by the step length that a jaxqn line search finds.
 
     The updates handed in are a direction to go, already negative. The first trial is 1, or less
-    after a search that had to stop short of that (Nocedal & Wright, 2006, eq. 3.60); at the first
-    call, and along the plain negative gradient, it is the driver's first step, whatever the scale
-    of the objective. A search that fails takes its lowest trial, or a zero step if none was
-    lower than the start: never a worse point, and ``state.info.failed`` says so.
+    after a search that had to stop short of that (Nocedal & Wright, 2006, eq. 3.60), or where it
+    promises a decrease out of all proportion; at the first call, and along the plain negative
+    gradient, it is the driver's first step, whatever the scale of the objective. A search that
+    fails takes its lowest trial, or a zero step if none was lower than the start: never a worse
+    point, and ``state.info.failed`` says so.
 
     Args:
       linesearch: a :class:`jaxqn.LineSearch`; by default :func:`jaxqn.wolfe`.
@@ -132,7 +133,7 @@ def scale_by_linesearch(
             learning_rate=jnp.ones((), at_least_float32(widest)),
             value=jnp.full((), jnp.inf, widest),
             grad=jax.tree.map(lambda p: jnp.zeros(jnp.shape(p), jnp.result_type(p)), params),
-            decrease=jnp.full((), jnp.inf, at_least_float32(widest)),
+            expected=jnp.full((), jnp.inf, at_least_float32(widest)),
             info=LinesearchInfo(nfev=jnp.zeros((), jnp.int32), failed=jnp.zeros((), bool)),
         )
 
@@ -211,7 +212,7 @@ def _search(
         jnp.all(d == -g) for d, g in zip(*map(jax.tree.leaves, (updates, grad)), strict=True)
     ]
     fresh = ~jnp.isfinite(state.value) | jnp.all(jnp.stack(steepest))
-    alpha0 = parabola_step(AGAIN * state.decrease, dphi0)
+    alpha0 = parabola_step(state.expected, dphi0)
     alpha0 = jnp.where(fresh, _first_trial(phi0, dphi0, direction), alpha0)
     start = Trial(jnp.zeros_like(phi0), phi0, _like(params, grad))
     hopeless = ~((dphi0 < 0) & jnp.isfinite(dphi0) & jnp.isfinite(phi0))
@@ -229,7 +230,7 @@ def _search(
         learning_rate=best.alpha,
         value=best.value.astype(state.value.dtype),
         grad=best.grad,
-        decrease=jnp.where(short, phi0 - best.value, jnp.inf),
+        expected=expected_decrease(best.value, phi0 - best.value, short),
         info=LinesearchInfo(search.nfev, search.failed),
     )
 
