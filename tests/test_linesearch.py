@@ -421,6 +421,8 @@ def test_a_short_step_along_a_straight_slope_is_not_accepted(left, skew, accepte
     state = wolfe().init(jnp.float64(0), jnp.float64(-1), jnp.float64(1))
     _, done, _ = wolfe().step(state, *bent(left, skew))
     assert bool(done) == accepted
+    _, done, _ = wolfe(max_trials=1).step(state, *bent(left, skew))
+    assert done, "there is no trial left"
 
 
 @pytest.mark.parametrize(("method", "evaluations"), [("osbfgs", 70), ("lbfgs", 500)])

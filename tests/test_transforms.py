@@ -718,6 +718,17 @@ def test_extra_arguments_that_are_no_arrays_stay_what_they_are():
     np.testing.assert_allclose(state.value, (3 + updates[0]) ** 2, rtol=1e-12)
 
 
+def test_a_search_starts_short_where_more_is_promised_than_there_is():
+    """A direction 1e6 times too long down a slope: its model promises half of that."""
+    x, grad = jnp.asarray([9.0]), jnp.asarray([1.0])
+    transform = scale_by_linesearch(backtracking(max_trials=1))
+    given = {"value": jnp.asarray(9.0), "grad": grad, "value_fn": jnp.sum}
+    updates, state = transform.update(-grad, transform.init(x), x, **given)
+    np.testing.assert_allclose(state.expected, 10 * 8.0)  # |f| after a step of length 1
+    _, then = transform.update(-1e6 * grad, state, x + updates, **(given | {"value": state.value}))
+    np.testing.assert_allclose(then.learning_rate, 2 * 80.0 / 1e6)
+
+
 def test_new_data_traces_nothing():
     fun, x = TraceCounter(lambda x, shift: scaled(x, 1.0, shift)), jnp.asarray([3.0])
 
