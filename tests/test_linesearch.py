@@ -395,13 +395,16 @@ def test_the_minimum_of_a_parabola_is_one_trial_away_in_float32(way):
     np.testing.assert_allclose(outcome.trials[:, 0], [1.0, way], rtol=1e-3)
 
 
-@pytest.mark.parametrize(("skew", "reach"), [(1e-5, 1e4), (1e-3, 100), (0.5, 10)])
+@pytest.mark.parametrize(("skew", "reach"), [(1e-5, 1e4), (1e-3, 100), (0.02, 10), (0.5, 10)])
 def test_a_slope_that_bends_is_followed_as_far_as_it_is_straight(skew, reach):
     """Its minimum is further than that; beyond ``growth`` = 10 only what looks like a parabola."""
     state = wolfe().init(jnp.float64(0), jnp.float64(-1), jnp.float64(1))
     state, done, _ = wolfe().step(state, *bent(1 - 1e-6, skew))
     assert not done
     np.testing.assert_allclose(state.alpha, 1 + reach, rtol=1e-2)
+    careful = wolfe(growth=2)
+    state, _, _ = careful.step(careful.init(*map(jnp.float64, (0, -1, 1))), *bent(1 - 1e-6, skew))
+    np.testing.assert_allclose(state.alpha, 1 + (2 if skew > 0.01 else reach), rtol=1e-2)
 
 
 def test_a_parabola_without_a_minimum_is_followed_no_further_than_growth():

@@ -104,7 +104,7 @@ def wolfe(
         done = finite & (done | approximate_wolfe(phi0, dphi0, phi, dphi, c1, c2))
         trial, trials = jnp.stack([alpha, phi, dphi]), state.trials + 1
         doubt = _doubt(lo, trial)
-        short = (doubt < 0.1) & (dphi < STRAIGHT * dphi0) & (trials < max_trials)
+        short = (doubt < 1) & (dphi < STRAIGHT * dphi0) & (trials < max_trials)
         done &= ~short
 
         # Where does the trial belong? Too far: it is the new far end. Otherwise it is the best so
@@ -158,7 +158,7 @@ def _cubic_minimiser(u: Array, v: Array) -> Array:
 
 
 def _doubt(u: Array, v: Array) -> Array:
-    """How little two trials look like those of a parabola with a minimum, from √eps to 1.
+    """How little two trials look like those of a parabola with a minimum: √eps to 0.1, otherwise 1.
 
     Five times the cubic part of the cubic through both over its square part, rounding counted in.
     On a way 1/doubt times as long the one is a fifth of the other, and what a cubic leaves out is
@@ -166,8 +166,8 @@ def _doubt(u: Array, v: Array) -> Array:
     """
     du, dv, change = _differences(u, v)
     noise = rounding_noise(jnp.abs(u[1]) + jnp.abs(change))
-    skew = (jnp.abs(du + dv - 2 * change) + noise) / jnp.maximum(dv - du, 0)
-    return jnp.fmax(eps(skew.dtype) ** 0.5, jnp.fmin(10 * skew, 1))
+    doubt = 10 * (jnp.abs(du + dv - 2 * change) + noise) / jnp.maximum(dv - du, 0)
+    return jnp.where(doubt < 0.1, jnp.maximum(doubt, eps(doubt.dtype) ** 0.5), 1)
 
 
 def _differences(u: Array, v: Array) -> tuple[Array, Array, Array]:
