@@ -18,11 +18,12 @@ from jaxqn.curvature import powell_damping
 from jaxqn.damping import damped
 from jaxqn.eigenpairs import Eigenpairs, eigenpairs, hessian_eigenpairs
 from jaxqn.linesearch import LineSearch, backtracking, wolfe
-from jaxqn.memory import inverse_hessian_product, lbfgs_memory, stored_pairs
+from jaxqn.memory import lbfgs_memory
 from jaxqn.memory_sr1 import lsr1_memory
 from jaxqn.methods import METHODS as _METHODS
 from jaxqn.minimize import MinimizeResult, minimize
 from jaxqn.newton import corrected_newton
+from jaxqn.pairs import inverse_hessian_product, stored_pairs
 from jaxqn.quasi_newton import QuasiNewton, dense
 from jaxqn.spectral import (
     SpectralCorrection,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxqn._arguments import check_count
 from jaxqn._axes import Layout, common_size, split
-from jaxqn._checks import check_x0
+from jaxqn._checks import check_x0, check_x_scale
 from jaxqn._lanes import WIDE, Queue, narrow, run_queue
 from jaxqn._problem import Problem, tolerances
 from jaxqn._stacks import size
@@ -48,6 +48,7 @@ def solve_batch(
     options: dict[str, Any],
     *,
     hess_inv0: Any = None,
+    x_scale: Any = None,
     mesh: jax.sharding.Mesh | None = None,
     target: Array | None = None,
 ) -> MinimizeResult:
@@ -58,7 +59,7 @@ def solve_batch(
     one: Any = jax.eval_shape(lambda leaves: layout.join([a[0] for a in leaves], shared)[0], mapped)
     n = size(one)
     tol = tolerances(dtype, n, **options)
-    H0 = problem.initial(hess_inv0, one)
+    H0, x_scale = problem.initial(hess_inv0, one), check_x_scale(x_scale, one)
     if not isinstance(mesh, jax.sharding.Mesh | None):
         raise TypeError(f"mesh must be a jax.sharding.Mesh, but it is {mesh!r}")
     if mesh is not None:  # also one with explicit axes: nothing outside sees them
@@ -69,7 +70,7 @@ def solve_batch(
     if target is not None:
         target = target.astype(dtype)
     solve = functools.partial(_solve, problem=problem, layout=layout, lanes=width, mesh=mesh)
-    return solve(mapped, shared, tol, H0, target, count=count)
+    return solve(mapped, shared, tol, H0, x_scale, target, count=count)
 
 
 def _width(lanes: int | None, count: int, n: int, qn: QuasiNewton) -> int:
@@ -88,6 +89,7 @@ def _solve(
     shared: list[Any],
     tol: Tolerances,
     H0: Any,
+    x_scale: Any,
     target: Array | None,
     *,
     problem: Problem,
@@ -105,11 +107,11 @@ def _solve(
         queued = jax.shard_map(
             queued,
             mesh=mesh,
-            in_specs=(each, same, same, same, same),
+            in_specs=(each, same, same, same, same, same),
             out_specs=(each, each),
             check_vma=False,
         )
-    result, trips = queued(mapped, shared, tol, H0, target)
+    result, trips = queued(mapped, shared, tol, H0, x_scale, target)
     result = jax.tree.map(lambda leaf: leaf[:count], result)
     widths = jnp.array([lanes, narrow(lanes)], jnp.int32)
     state: Any = BatchState(jnp.broadcast_to(widths, trips.shape), trips)
@@ -121,6 +123,7 @@ def _queued(
     shared: list[Any],
     tol: Tolerances,
     H0: Any,
+    x_scale: Any,
     target: Array | None,
     *,
     problem: Problem,
@@ -134,11 +137,11 @@ def _queued(
 
     def begin(one: list[Array]) -> LoopState:
         x, *args = layout.join(one, shared)
-        return problem.start(x, args, H0)
+        return problem.start(x, args, H0, x_scale)
 
-    def on_vectors(one: list[Array]) -> Any:
+    def on_vectors(one: list[Array], x_scale: Any) -> Any:
         x, *args = layout.join(one, shared)
-        return problem.on_vectors(x, args)
+        return problem.on_vectors(x, args, x_scale)
 
     queue = Queue(mapped[0].shape[0], data, begin, on_vectors)
     ended, trips = run_queue(queue, lanes, problem, tol, target)

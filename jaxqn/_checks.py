@@ -162,7 +162,7 @@ def check_hess_inv0(H0: Any, n: int, dtype: np.dtype) -> Array:
         raise TypeError(f"hess_inv0 is complex ({H0.dtype}): an inverse Hessian here is real")
     H0 = H0.astype(dtype)
     if H0.shape == (n,):
-        _check_positive("hess_inv0", H0)
+        _check_positive("hess_inv0 as a diagonal", H0)
         return jnp.diag(H0)
     if H0.shape != (n, n):
         raise ValueError(
@@ -186,34 +186,54 @@ def check_hess_inv0(H0: Any, n: int, dtype: np.dtype) -> Array:
     return H0
 
 
-def _check_positive(name: str, diagonal: Array) -> None:
-    if is_traced(diagonal):
+def _check_positive(name: str, entries: Any) -> None:
+    if is_traced(entries):
         return
-    entries = np.asarray(diagonal)
+    entries = np.asarray(entries)
     if not np.all((entries > 0) & np.isfinite(entries)):
-        raise ValueError(f"{name} as a diagonal must be positive and finite throughout")
+        raise ValueError(f"{name} must be positive and finite throughout")
 
 
 def check_diagonal(H0: Any, x0: ArrayTree) -> ArrayTree:
     """The diagonal of an initial inverse Hessian, a pytree like ``x0`` of positive entries."""
-    structures: list[Any] = [jax.tree.structure(tree) for tree in (x0, H0)]
+    return _positive_like("hess_inv0", H0, x0, "with limited memory, it is a diagonal")
+
+
+def check_x_scale(x_scale: Any, x0: ArrayTree) -> ArrayTree | None:
+    """Sizes of the parameters, a pytree like ``x0`` of positive entries; one number is for all."""
+    if x_scale is None:
+        return None
+    if isinstance(x_scale, str | bytes):
+        raise TypeError(f"x_scale must be an array or a number, but it is {_described(x_scale)}")
+    if isinstance(x_scale, int | float) or (_is_array(x_scale) and jnp.ndim(x_scale) == 0):
+        size = jnp.asarray(x_scale, float)
+        x_scale = jax.tree.map(lambda leaf: jnp.full(leaf.shape, size, leaf.dtype), x0)
+    return _positive_like("x_scale", x_scale, x0, "take 1 where a size is not known")
+
+
+def _positive_like(what: str, tree: Any, x0: ArrayTree, hint: str) -> ArrayTree:
+    """A pytree like ``x0`` of positive entries."""
+    structures: list[Any] = [jax.tree.structure(part) for part in (x0, tree)]
     if structures[0] != structures[1]:
         raise ValueError(
-            "hess_inv0 of a limited-memory method is a diagonal, a pytree like x0: expected "
-            f"{structures[0]}, but got {structures[1]}"
+            f"{what} must be a pytree like x0 ({hint}): expected {structures[0]}, but got "
+            f"{structures[1]}"
         )
 
-    def checked(path: Any, h: Any, leaf: Any) -> Array:
-        name, h = "hess_inv0" + jax.tree_util.keystr(path), jnp.asarray(h)
-        if h.shape != leaf.shape:
+    def checked(path: Any, a: Any, leaf: Any) -> Array:
+        name, a = what + jax.tree_util.keystr(path), jnp.asarray(a)
+        if a.shape != leaf.shape:
             raise ValueError(
-                f"{name} has shape {h.shape}, but x0 has {leaf.shape} there: with limited memory "
-                "it is a diagonal, a pytree like x0"
+                f"{name} has shape {a.shape}, but x0 has {leaf.shape} there: it must be like x0 "
+                f"({hint})"
             )
-        _check_positive(name, h)
-        return h.astype(leaf.dtype)
+        if jnp.iscomplexobj(a):
+            raise TypeError(f"{name} is complex ({a.dtype}), but must be positive")
+        a = a.astype(leaf.dtype)
+        _check_positive(f"{name} ({hint})", a)
+        return a
 
-    return jax.tree_util.tree_map_with_path(checked, H0, x0)
+    return jax.tree_util.tree_map_with_path(checked, tree, x0)
 
 
 def nonnegative(name: str, value: Any, dtype: np.dtype) -> Any:

@@ -61,13 +61,13 @@ class Queue(NamedTuple):
       size: how many there are.
       data: ``index -> data``: what is particular to problems, for an array of indices.
       begin: ``data -> LoopState`` of one problem.
-      on_vectors: ``data -> (evaluate, hessian)`` of one problem.
+      on_vectors: ``(data, x_scale) -> (evaluate, hessian)`` of one problem.
     """
 
     size: int
     data: Callable[[Array], Any]
     begin: Callable[[Any], LoopState]
-    on_vectors: Callable[[Any], tuple[Callable[..., Any], Callable[..., Any]]]
+    on_vectors: Callable[[Any, Any], tuple[Callable[..., Any], Callable[..., Any]]]
 
 
 class _Lanes(NamedTuple):
@@ -91,7 +91,7 @@ def run_queue(
     """
 
     def step(state: LoopState, data: Any) -> LoopState:
-        evaluate, hessian = queue.on_vectors(data)
+        evaluate, hessian = queue.on_vectors(data, state.x_scale)
         return trip(state, evaluate, problem.qn, problem.linesearch, tol, hessian)
 
     def drive(lanes: _Lanes, few: int, stage: int) -> _Lanes:
@@ -155,7 +155,7 @@ def _first(queue: Queue, lanes: int) -> _Lanes:
     )
     counts = jnp.array([Status.STOPPED, 0, 0], jnp.int32)
     ended = blank._replace(
-        x=jax.vmap(lambda data: queue.begin(data).point.x)(queue.data(jnp.arange(queue.size))),
+        x=jax.vmap(lambda data: _result(queue.begin(data)).x)(queue.data(jnp.arange(queue.size))),
         f=jnp.full_like(blank.f, jnp.inf),
         counts=jnp.broadcast_to(counts, blank.counts.shape),
     )
@@ -171,9 +171,9 @@ def _first(queue: Queue, lanes: int) -> _Lanes:
 
 
 def _result(state: LoopState) -> Ended:
-    best, unit = lowest(state), state.scalars[0]
+    best = lowest(state)
     counts = jnp.stack([state.status, state.counts[0], state.counts[1]])
-    return Ended(best.x, best.f, jax.tree.map(lambda g: unit * g, best.g), best.aux, counts)
+    return Ended(best.x, best.f, best.g, best.aux, counts)
 
 
 def _recorded(now: _Lanes, size: int) -> Ended:

@@ -57,6 +57,11 @@ def eps(dtype: jax.typing.DTypeLike) -> float:
     return float(jnp.finfo(dtype).eps)
 
 
+def last_digits(change: Array, x: Array) -> Array:
+    """A change of x in units of its last digit, entry by entry."""
+    return change / jnp.maximum(eps(x.dtype) * jnp.abs(x), jnp.finfo(x.dtype).tiny)
+
+
 def power_of_two(size: Array) -> Array:
     """The power of two next to a size, within what can be inverted; 1 for zero and NaN."""
     info = jnp.finfo(size.dtype)

@@ -8,6 +8,7 @@ import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 
+from jaxqn import _stacks
 from jaxqn._checks import (
     check_hashable,
     check_initial,
@@ -17,7 +18,9 @@ from jaxqn._checks import (
     split_aux,
     whole_number,
 )
+from jaxqn._numerics import power_of_two
 from jaxqn._packing import packing, unpacked
+from jaxqn._scaling import MODEL, automatic, in_units, out_of_units
 from jaxqn._typing import Array, ArrayTree
 from jaxqn.linesearch import LineSearch, wolfe
 from jaxqn.loop import LoopState, Point, start
@@ -57,33 +60,42 @@ class Problem(NamedTuple):
             )
         return None if hess_inv0 is None else check_initial(hess_inv0, x0, self.qn.dense)
 
-    def start(self, x0: ArrayTree, args: Any, H0: Any) -> LoopState:
-        """The state before the first evaluation."""
+    def start(self, x0: ArrayTree, args: Any, H0: Any, x_scale: Any) -> LoopState:
+        """The state before the first evaluation, in the units given or in those of ``x0``."""
         aux = None
         if self.has_aux:
             shapes = split_aux(jax.eval_shape(self.objective, x0, *args))[1]
             aux = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        H0 = H0 if H0 is None or self.qn.dense else packing(x0)(H0)
-        return start(self.vector(x0)[0], aux, self.qn, self.linesearch, H0)
+        x = self.vector(x0)[0]
+        if x_scale is not None:
+            x_scale = jax.tree.map(power_of_two, self.vector(x_scale)[0])
+        elif _stacks.size(x) <= MODEL:
+            x_scale = automatic(x) if H0 is None else jax.tree.map(jnp.ones_like, x)
+        if H0 is not None and self.qn.dense:
+            H0 = H0 if x_scale is None else H0 / jnp.outer(x_scale, x_scale)
+        elif H0 is not None:
+            H0 = in_units(in_units(packing(x0)(H0), x_scale), x_scale)
+        z = in_units(x, x_scale)
+        return start(z, aux, self.qn, self.linesearch, H0, x_scale)
 
     def on_vectors(
-        self, x0: ArrayTree, args: Any
+        self, x0: ArrayTree, args: Any, x_scale: Any
     ) -> tuple[Callable[[ArrayTree, Array], Point], Callable[[Array], Array]]:
-        """``(x, unit) -> Point``, its gradient over the unit, and ``x -> Hessian``."""
+        """``(z, unit) -> Point``, its gradient over the unit, and ``z -> Hessian``."""
         vector, back = self.vector(x0)
         dtype = jax.tree.leaves(vector)[0].dtype
 
-        def fun(x: ArrayTree) -> tuple[Array, Any]:
-            out = self.objective(back(x), *args)
+        def fun(z: ArrayTree) -> tuple[Array, Any]:
+            out = self.objective(back(out_of_units(z, x_scale)), *args)
             value, aux = split_aux(out) if self.has_aux else (out, None)
             return scalar_value(value).astype(dtype), aux
 
-        def evaluate(x: ArrayTree, unit: Array) -> Point:
-            f, pull_back, aux = jax.vjp(fun, x, has_aux=True)
+        def evaluate(z: ArrayTree, unit: Array) -> Point:
+            f, pull_back, aux = jax.vjp(fun, z, has_aux=True)
             (g,) = pull_back(1 / unit)
-            return _without_derivative(Point(x, f, g, aux))
+            return _without_derivative(Point(z, f, g, aux))
 
-        return evaluate, jax.hessian(lambda x: fun(x)[0])
+        return evaluate, jax.hessian(lambda z: fun(z)[0])
 
 
 @jax.custom_jvp

@@ -32,6 +32,7 @@ def minimize_batch(
     maxfun: Any = None,
     has_aux: bool = False,
     hess_inv0: Any = None,
+    x_scale: Any = None,
     mesh: jax.sharding.Mesh | None = None,
 ) -> MinimizeResult:
     """Minimise the same function for many starting points or data sets.
@@ -49,7 +50,7 @@ def minimize_batch(
         or a tuple of axes, ``None`` for what the problems share, or pytrees of these.
       lanes: problems under way at once; by default 64 on a CPU and 4096 elsewhere, or fewer for
         large or few problems. More than 64 cost a second loop to compile, for the last ones.
-      method: as in :func:`jaxqn.minimize`, as are all the options up to ``hess_inv0``; they are
+      method: as in :func:`jaxqn.minimize`, as are all the options up to ``x_scale``; they are
         the same for every problem.
       linesearch: see there.
       gtol: see there.
@@ -59,6 +60,7 @@ def minimize_batch(
       maxfun: see there.
       has_aux: see there.
       hess_inv0: see there; one for all problems.
+      x_scale: see there; one for all problems, but by default each has that of its own ``x0``.
       mesh: devices to share the problems evenly, each with lanes of its own and a queue of its
         own; nothing is communicated between them.
 
@@ -85,7 +87,8 @@ def minimize_batch(
     """
     problem = problem_of(fun, method, linesearch, has_aux, args)
     options = dict(gtol=gtol, ftol=ftol, xtol=xtol, maxiter=maxiter, maxfun=maxfun)
-    return solve_batch(problem, x0, args, in_axes, lanes, options, hess_inv0=hess_inv0, mesh=mesh)
+    starts = dict(hess_inv0=hess_inv0, x_scale=x_scale)
+    return solve_batch(problem, x0, args, in_axes, lanes, options, **starts, mesh=mesh)
 
 
 class MultiStartResult(NamedTuple):
@@ -120,6 +123,7 @@ def multi_start(
     maxiter: Any = None,
     maxfun: Any = None,
     has_aux: bool = False,
+    x_scale: Any = None,
     mesh: jax.sharding.Mesh | None = None,
 ) -> MultiStartResult:
     """Minimise one function from many starting points, and rank what was found.
@@ -140,6 +144,7 @@ def multi_start(
       maxiter: see there.
       maxfun: see there.
       has_aux: see there.
+      x_scale: see there.
       mesh: see there.
 
     Returns:
@@ -165,7 +170,8 @@ def multi_start(
     if target is not None:
         target = jnp.asarray(target)
     in_axes = (0,) + (None,) * len(args)
-    runs = solve_batch(problem, x0s, args, in_axes, lanes, options, mesh=mesh, target=target)
+    further = dict(x_scale=x_scale, mesh=mesh, target=target)
+    runs = solve_batch(problem, x0s, args, in_axes, lanes, options, **further)
     values = jnp.where(jnp.isfinite(runs.fun), runs.fun, jnp.inf)
     ranking = jnp.lexsort((values, runs.status == Status.STOPPED)).astype(jnp.int32)
     best = jax.tree.map(lambda leaf: leaf[ranking[0]], runs._replace(state=None))

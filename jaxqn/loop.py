@@ -15,13 +15,22 @@ import jax.numpy as jnp
 
 from jaxqn import _stacks
 from jaxqn._branches import only, rarely, select
-from jaxqn._numerics import decided, eps, far_apart, power_of_two
+from jaxqn._numerics import decided, eps, far_apart, last_digits, power_of_two
+from jaxqn._scaling import in_units, out_of_units
 from jaxqn._typing import Array, ArrayTree
 from jaxqn.linesearch import LineSearch
-from jaxqn.linesearch.conditions import rounding_noise
+from jaxqn.linesearch.conditions import agreement
 from jaxqn.linesearch.initial import expected_decrease, parabola_step, stopped_short
 from jaxqn.quasi_newton import QuasiNewton
-from jaxqn.termination import Status, Tolerances, assess, is_small, promises_little, within_gtol
+from jaxqn.termination import (
+    Status,
+    Tolerances,
+    assess,
+    is_short,
+    is_small,
+    promises_little,
+    within_gtol,
+)
 
 __all__ = ["LoopState", "Point", "lowest", "run", "start", "trip"]
 
@@ -51,7 +60,8 @@ class Trial(NamedTuple):
     """A point on the line x − alpha H g, which alpha gives back.
 
     Attributes:
-      scalars: shape ``(3,)``: the step length alpha; the value f; the largest entry of g.
+      scalars: shape ``(4,)``: the step length alpha; the value f; the largest entry of g, and of
+        the gradient outside the units of x.
       g: gradient, like the parameters.
       aux: auxiliary output of the objective, or ``None``.
     """
@@ -70,18 +80,14 @@ class Trial(NamedTuple):
         """Value, shape ``()``."""
         return self.scalars[1]
 
-    @property
-    def largest(self) -> Array:
-        """Largest entry of the gradient, shape ``()``."""
-        return self.scalars[2]
-
 
 class LoopState(NamedTuple):
     """Everything the loop carries; enough to continue a run exactly.
 
-    Gradients are held over a unit that keeps their squares in range, and H times it. The unit is
-    the power of two next to the largest entry of the first gradient, so that it changes no digit,
-    and is taken anew whenever the curvature is forgotten; it is 1 where an H0 was given.
+    Points are held in the units ``x_scale``, and all else as follows from that. Gradients are held
+    over a unit that keeps their squares in range, and H times it. The unit is the power of two next
+    to the largest entry of the first gradient, so that it changes no digit, and is taken anew
+    whenever the curvature is forgotten; it is 1 where an H0 was given.
 
     Attributes:
       point: the current point.
@@ -90,13 +96,15 @@ class LoopState(NamedTuple):
       search: state of the line search.
       approx: state of the inverse-Hessian approximation.
       steepest: whether the direction is the negative gradient.
-      scalars: shape ``(8,)``: the unit, and 1 if it may be taken anew; the largest entry of the
-        gradient at the first point, at the current one, and where it was smallest; gᵀH g, which the
+      free: whether the unit may be taken anew.
+      scalars: shape ``(8,)``: the unit; the largest entry of the gradient at the first point, at
+        the current one, there outside the units of x, and where it was smallest; gᵀH g, which the
         unit makes the slope along the direction; the lowest value of any point so far; xᵀx of the
         first point.
       counts: steps taken, evaluations, steps in a row without progress, and 1 if the gradient is
         as small as rounding may leave it and the model promises little; int32, shape ``(4,)``.
       status: :class:`jaxqn.Status`, int32.
+      x_scale: powers of two like the parameters, or ``None`` for 1.
     """
 
     point: Point
@@ -105,25 +113,11 @@ class LoopState(NamedTuple):
     search: Any
     approx: Any
     steepest: Array
+    free: Array
     scalars: Array
     counts: Array
     status: Array
-
-
-def is_short(s: ArrayTree, x: ArrayTree, xtol: Array) -> Array:
-    """Whether ‖s‖ ≤ xtol ‖x‖; not where squares are out of range, and nothing can be said."""
-    ss, xx = _stacks.products((s, s), (x, x))
-    limit = xtol**2 * xx
-    return (ss <= limit) & (limit > jnp.finfo(limit.dtype).tiny) & jnp.isfinite(limit)
-
-
-def last_digits(x: ArrayTree, Hg: ArrayTree) -> ArrayTree:
-    """By how many of its last digits a step of length 1 moves every entry of x."""
-
-    def of_leaf(x: Array, d: Array) -> Array:
-        return d / jnp.maximum(eps(x.dtype) * jnp.abs(x), jnp.finfo(x.dtype).tiny)
-
-    return jax.tree.map(of_leaf, x, Hg)
+    x_scale: Any
 
 
 def recover(x: ArrayTree, best: Trial, Hg: ArrayTree) -> Point:
@@ -131,22 +125,26 @@ def recover(x: ArrayTree, best: Trial, Hg: ArrayTree) -> Point:
     return Point(along(x, best.alpha, Hg), best.f, best.g, best.aux)
 
 
-def start(x: ArrayTree, aux: Any, qn: QuasiNewton, linesearch: LineSearch, H0: Any) -> LoopState:
-    """The state before anything is evaluated: the first trip evaluates x itself."""
+def start(
+    x: ArrayTree, aux: Any, qn: QuasiNewton, linesearch: LineSearch, H0: Any, x_scale: Any
+) -> LoopState:
+    """The state before anything is evaluated, all of it in units; the first trip evaluates x."""
     dtype, zeros = _stacks.tree_dtype(x), jax.tree.map(jnp.zeros_like, x)
     zero, one, inf = jnp.zeros((), dtype), jnp.ones((), dtype), jnp.full((), jnp.inf, dtype)
     unit = zero if H0 is None else one
     return LoopState(
         point=Point(x, f=inf, g=zeros, aux=aux),
-        best=Trial(jnp.stack([zero, inf, inf]), g=zeros, aux=aux),
+        best=Trial(jnp.stack([zero, inf, inf, inf]), g=zeros, aux=aux),
         Hg=zeros,
         search=linesearch.init(zero, -one, one),
         approx=qn.init(x, H0),
         steepest=jnp.array(H0 is None and qn.renew is None),
         # A unit of 0 is yet to be taken from the first gradient.
-        scalars=jnp.stack([unit, one - unit, inf, inf, inf, one, inf, zero]),
+        free=jnp.array(H0 is None),
+        scalars=jnp.stack([unit, inf, inf, inf, inf, one, inf, zero]),
         counts=jnp.zeros((4,), jnp.int32),
         status=jnp.int32(Status.RUNNING),
+        x_scale=x_scale,
     )
 
 
@@ -164,7 +162,7 @@ def trip(
     """
     point, best = state.point, state.best
     nit, nfev, flat, _ = state.counts
-    unit, free, g0_norm, g_norm, g_best, gHg, f_best, xx0 = state.scalars
+    unit, g0_norm, g_norm, jac_norm, g_best, gHg, f_best, xx0 = state.scalars
     running = state.status == Status.RUNNING
     first = nfev == 0
     long = _stacks.size(point.x) > _stacks.LONG
@@ -177,9 +175,13 @@ def trip(
     # What is asked of a vector at times only is a function, called wherever it is asked. Of short
     # vectors the compiler merges the calls; of long ones it drops from each what that does not use.
     def norms() -> list[Array]:
-        return _stacks.inf_norms(trial.g, last_digits(point.x, state.Hg))
+        digits = jax.tree.map(last_digits, state.Hg, point.x)
+        if state.x_scale is None:
+            largest, digits = _stacks.inf_norms(trial.g, digits)
+            return [largest, largest, digits]
+        return _stacks.inf_norms(trial.g, in_units(trial.g, state.x_scale), digits)
 
-    largest = norms()[0]
+    largest, jac_largest = norms()[:2]
     unit = jnp.where(unit > 0, unit, power_of_two(largest))
 
     # Judge. A failed search still has its lowest trial to offer.
@@ -191,7 +193,7 @@ def trip(
     search, done, given_up = linesearch.step(state.search, trial.f, dphi)
     # A shorter trial is worth nothing once it leaves x as it is.
     shrinks = ~done & (search.alpha < alpha)
-    given_up |= where(shrinks, lambda: search.alpha * norms()[1] <= 1, shrinks)
+    given_up |= where(shrinks, lambda: search.alpha * norms()[2] <= 1, shrinks)
     # A direction that is no descent is given up at once: that of a converged run taken up again.
     descent = dphi0 < 0
     accepted = running & (first | (done & descent))
@@ -201,17 +203,21 @@ def trip(
     rescued = given_up & (jnp.where(lower, trial.f, best.f) < point.f)
     accepted, given_up, keep, rescued = decided(accepted, given_up, keep, rescued)
     moved, failed = accepted | rescued, given_up & ~rescued
+
     # Rounding hides what the search had to find. A quasi-Newton direction is believed where the
     # decrease that its model promises is less than the last digit of f.
-    agree = where(given_up, lambda: agreement(point.f, trial.f, known, *products()[1:]), given_up)
-    hidden = agree & jnp.isfinite(trial.f) & jnp.isfinite(dphi0)
+    def agree() -> Array:
+        before, after = products()[1:]
+        return agreement(point.f, trial.f, 0.5 * known * (before + after))
+
+    hidden = where(given_up, agree, given_up) & jnp.isfinite(trial.f) & jnp.isfinite(dphi0)
     unseen = 0.5 * jnp.abs(dphi0) <= eps(point.f.dtype) * jnp.abs(point.f)
     stalled = failed & hidden & (state.steepest | unseen)
 
     # Commit, or hold: then s = y = 0, and correcting changes nothing.
     def resolve(usual: tuple[Point, Trial]) -> tuple[Point, Trial]:
         this, best = usual
-        tried = Trial(jnp.stack([alpha, this.f, largest]), this.g, this.aux)
+        tried = Trial(jnp.stack([alpha, this.f, largest, jac_largest]), this.g, this.aux)
         best = select(keep, tried, best)
         held = select(rescued, recover(point.x, best, state.Hg), point)
         g = jax.tree.map(lambda g: jnp.where(first, g / unit, g), this.g)
@@ -223,7 +229,9 @@ def trip(
     new, best = maybe(hold | stalled if long else hold, (trial, best), resolve)
     s = jax.tree.map(jnp.subtract, new.x, point.x)
     y = jax.tree.map(jnp.subtract, new.g, point.g)
-    g_norm = jnp.where(moved, known * jnp.where(accepted, largest, best.largest), g_norm)
+    _, _, best_largest, best_jac = best.scalars
+    g_norm = jnp.where(moved, known * jnp.where(accepted, largest, best_largest), g_norm)
+    jac_norm = jnp.where(moved, known * jnp.where(accepted, jac_largest, best_jac), jac_norm)
     if qn.renew is None:
         approx, Hg = qn.advance(state.approx, s, y, new.g, state.Hg, moved)
     else:
@@ -237,7 +245,7 @@ def trip(
 
     # A gradient that is small beside the first is at a minimum where the model agrees.
     g0_norm = jnp.where(first, g_norm, g0_norm)
-    near, small = within_gtol(tol, g_norm, g0_norm), is_small(tol, g_norm, g0_norm)
+    near, small = within_gtol(tol, g_norm, g0_norm, jac_norm), is_small(tol, g_norm, g0_norm)
     gHg = where(moved, lambda: squares()[0], gHg)
     sizes = where(small | first, lambda: jnp.stack(squares()[2:]), jnp.zeros((3,), gHg.dtype))
     xx0 = jnp.where(first, sizes[2], xx0)
@@ -248,8 +256,8 @@ def trip(
     # A failed search, no descent, or squares about to leave the range: forget the curvature, and
     # try −g. A run that has converged or stalled keeps the curvature that it found.
     descent = (gHg > 0) & jnp.isfinite(gHg)
-    fresh = jnp.where(free > 0, power_of_two(g_norm), unit)
-    far = moved & far_apart(fresh, unit) & (g_norm > tol.gtol) & ~(near & modest)
+    fresh = jnp.where(state.free, power_of_two(g_norm), unit)
+    far = moved & far_apart(fresh, unit) & (jac_norm > tol.gtol) & ~(near & modest)
     (lost,) = decided(far | (~near & ((failed & ~stalled) | (running & ~descent))))
     approx = qn.reset(approx, lost)
 
@@ -287,12 +295,13 @@ def trip(
         finite=jnp.isfinite(new.f) & jnp.isfinite(g_norm),
         g_norm=g_norm,
         g0_norm=g0_norm,
+        jac_norm=jac_norm,
         within_ftol=stepped & (decrease <= tol.ftol * jnp.abs(new.f)),
         within_xtol=stepped & short,
         failed=lost & state.steepest & ~moved,
         stalled=stalled | (near & failed),
     )
-    none_lower = jnp.stack([jnp.zeros_like(new.f), new.f, g_norm])
+    none_lower = jnp.stack([jnp.zeros_like(new.f), new.f, g_norm, jac_norm])
     return LoopState(
         point=new,
         best=best._replace(scalars=jnp.where(moved, none_lower, best.scalars)),
@@ -300,41 +309,27 @@ def trip(
         search=select(moved | lost, fresh_search, search),
         approx=approx,
         steepest=steepest,
-        scalars=jnp.stack([unit, free, g0_norm, g_norm, g_best, gHg, f_best, xx0]),
+        free=state.free,
+        scalars=jnp.stack([unit, g0_norm, g_norm, jac_norm, g_best, gHg, f_best, xx0]),
         counts=counts,
         status=jnp.where(running, status, state.status),
+        x_scale=state.x_scale,
     )
 
 
-def agreement(f: Array, trial_f: Array, unit: Array, before: Array, after: Array) -> Array:
-    """Whether two values agree with gᵀs at both, by the trapezoidal rule, up to rounding."""
-    change = trial_f - f
-    error = jnp.abs(change - 0.5 * unit * (before + after))
-    return error <= rounding_noise(f) + 0.5 * jnp.abs(change)
-
-
 def lowest(state: LoopState) -> Point:
-    """The lowest finite point seen."""
+    """The lowest finite point seen, outside of all units."""
     x, lower = state.point.x, state.best.f < state.point.f
     long = _stacks.size(x) > _stacks.LONG
-    return rarely(lower, state.point, lambda _: recover(x, state.best, state.Hg), long=long)
+    best = rarely(lower, state.point, lambda _: recover(x, state.best, state.Hg), long=long)
+    g = jax.tree.map(lambda g: state.scalars[0] * g, best.g)
+    return best._replace(x=out_of_units(best.x, state.x_scale), g=in_units(g, state.x_scale))
 
 
 def revive(state: LoopState, tol: Tolerances) -> LoopState:
     """The state with the status it has under these tolerances and budgets, nothing evaluated."""
-    _, _, g0_norm, g_norm, *_ = state.scalars
-    false = jnp.zeros((), bool)
-    status = assess(
-        tol,
-        state.counts,
-        finite=~false,
-        g_norm=g_norm,
-        g0_norm=g0_norm,
-        within_ftol=false,
-        within_xtol=false,
-        failed=false,
-        stalled=false,
-    )
+    _, g0_norm, g_norm, jac_norm, *_ = state.scalars
+    status = assess(tol, state.counts, g_norm=g_norm, g0_norm=g0_norm, jac_norm=jac_norm)
     started = state.counts[1] > 0
     final = (state.status == Status.LINE_SEARCH_FAILED) | (state.status == Status.NON_FINITE)
     status = jnp.where(final, state.status, status)

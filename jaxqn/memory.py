@@ -2,17 +2,15 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 
 from jaxqn._numerics import dot, inner
-from jaxqn._packing import is_packed, packing, unpacked
-from jaxqn._ring import Form, Grams, MemoryState, ages, limited_memory
-from jaxqn._typing import Array, ArrayTree
+from jaxqn._ring import Form, Grams, limited_memory
+from jaxqn._typing import Array
 from jaxqn.quasi_newton import QuasiNewton
 
-__all__ = ["MemoryState", "inverse_hessian_product", "lbfgs_memory", "stored_pairs"]
+__all__ = ["lbfgs_memory"]
 
 
 def lbfgs_memory(m: int = 10, *, history_dtype: Any = None) -> QuasiNewton:
@@ -56,60 +54,6 @@ def lbfgs_memory(m: int = 10, *, history_dtype: Any = None) -> QuasiNewton:
       Numerical Optimization, 2nd ed., 2006, section 7.2.
     """
     return limited_memory(_FORM, m, history_dtype)
-
-
-def stored_pairs(state: MemoryState) -> tuple[ArrayTree, ArrayTree, Array]:
-    """The pairs in memory, from the oldest to the newest.
-
-    Args:
-      state: of :func:`lbfgs_memory` or ``lsr1_memory``.
-
-    Returns:
-      ``(S, Y, valid)``: stacks ``(m, *leaf.shape)``, and a mask ``(m,)``, false in front for pairs
-      that are missing; what their rows hold means nothing.
-
-    Raises:
-      TypeError: the state is of a dense method, which keeps a matrix.
-
-    Cost: a copy of the history.
-
-    Example:
-      >>> qn, s = lbfgs_memory(m=2), jnp.array([1.0])
-      >>> S, Y, valid = stored_pairs(qn.update(qn.init(s), s, 2 * s))
-      >>> S[valid].tolist(), Y[valid].tolist()
-      ([[1.0]], [[2.0]])
-    """
-    if not isinstance(state, MemoryState):
-        raise TypeError(f"expected a state of limited memory, but it is a {type(state).__name__}")
-    slots, valid = ages(state)
-    S, Y = (jax.tree.map(lambda leaf: leaf[slots], stack) for stack in (state.s, state.y))
-    return S, Y, valid
-
-
-def inverse_hessian_product(state: MemoryState, v: ArrayTree) -> ArrayTree:
-    """H v for a state of :func:`lbfgs_memory`, whatever its m: the ``apply`` of that method.
-
-    Args:
-      state: of :func:`lbfgs_memory`.
-      v: a vector like the parameters.
-
-    Raises:
-      TypeError: the state is of another method, which has an ``apply`` of its own.
-
-    Cost: two reads of the history.
-
-    Example:
-      >>> qn, s = lbfgs_memory(m=2), jnp.array([1.0])
-      >>> inverse_hessian_product(qn.update(qn.init(s), s, 2 * s), 2 * s).tolist()
-      [1.0]
-    """
-    if type(state) is not MemoryState:
-        raise TypeError(
-            f"expected a state of jaxqn.lbfgs_memory, but it is a {type(state).__name__}: use the "
-            "apply of the method that made it"
-        )
-    vector = packing(v)(v) if is_packed(state.s) else v
-    return unpacked(lbfgs_memory(state.ss.size).apply(state, vector), v)
 
 
 def _accepts(grams: Grams, curved: Array) -> Array:

@@ -7,16 +7,20 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 
-from jaxqn._checks import check_callback, check_state, check_x0, is_traced
+from jaxqn._checks import check_callback, check_state, check_x0, check_x_scale, is_traced
+from jaxqn._numerics import dot
 from jaxqn._packing import repack, unpacked
 from jaxqn._problem import Problem, problem_of, tolerances
+from jaxqn._ring import MemoryState
+from jaxqn._scaling import in_units, out_of_units
 from jaxqn._typing import Array, ArrayTree, Objective
 from jaxqn.linesearch import LineSearch
 from jaxqn.loop import LoopState, lowest, run
-from jaxqn.memory import MemoryState, stored_pairs
+from jaxqn.pairs import inverse_hessian_product, stored_pairs
 from jaxqn.quasi_newton import DenseState, QuasiNewton, inverse_hessian
 from jaxqn.termination import MESSAGES, Status, Tolerances
 
@@ -80,28 +84,47 @@ class MinimizeResult(NamedTuple):
         if not isinstance(self._approx, DenseState):
             raise ValueError(
                 "a limited-memory method has no matrix: multiply by it with "
-                "jaxqn.inverse_hessian_product(result.state.approx, v), and divide by "
-                "result.state.scalars[0], the unit in which the run measures gradients; or take "
-                "result.pairs"
+                "result.hess_inv_product(v), or take result.pairs"
             )
-        unit = self.state.scalars[..., 0, None, None]
-        return inverse_hessian(self._approx) / unit
+        u, unit = self.state.x_scale, self.state.scalars[..., 0, None, None]
+        H = inverse_hessian(self._approx) / unit
+        return H if u is None else u[..., :, None] * u[..., None, :] * H
+
+    def hess_inv_product(self, v: ArrayTree) -> ArrayTree:
+        """H v with the final approximation of the inverse Hessian, for ``v`` like ``x``.
+
+        Of limited memory by two reads of its pairs, without a matrix. Only for a single result.
+        """
+        if np.ndim(self.status):
+            raise ValueError("hess_inv_product is for one problem: take it under jax.vmap")
+        if isinstance(self._approx, DenseState):
+            vector, back = jax.flatten_util.ravel_pytree(v)
+            return back(dot(self.hess_inv, vector))
+        u = self._x_scale
+        Hv = inverse_hessian_product(self._approx, out_of_units(v, u))
+        unit = self.state.scalars[0]
+        return out_of_units(jax.tree.map(lambda h: h / unit.astype(h.dtype), Hv), u)
 
     @property
     def pairs(self) -> tuple[ArrayTree, ArrayTree, Array]:
         """The pairs of a limited-memory method, see :func:`jaxqn.stored_pairs`.
 
-        In the objective's own units, whereas the state holds gradients over ``state.scalars[0]``.
-        Only for a single result.
+        In the objective's own units, which are not those of the state. Only for a single result.
         """
         if np.ndim(self.status):
             raise ValueError("pairs is for one problem: take jaxqn.stored_pairs under jax.vmap")
         if not isinstance(self._approx, MemoryState):
             raise ValueError("a dense method keeps no pairs: its matrix is result.hess_inv")
         S, Y, valid = stored_pairs(self._approx)
-        unit = self.state.scalars[0]
+        unit, u = self.state.scalars[0], jax.tree.map(lambda u: u[None], self._x_scale)
         S, Y = unpacked(S, self.x), unpacked(Y, self.x)
-        return S, jax.tree.map(lambda y: unit.astype(y.dtype) * y, Y), valid
+        Y = jax.tree.map(lambda y: unit.astype(y.dtype) * y, Y)
+        return out_of_units(S, u), in_units(Y, u), valid
+
+    @property
+    def _x_scale(self) -> ArrayTree | None:
+        """The units of the run, like ``x``."""
+        return unpacked(self.state.x_scale, self.x)
 
     @property
     def _approx(self) -> Any:
@@ -128,6 +151,7 @@ def minimize(
     maxfun: Any = None,
     has_aux: bool = False,
     hess_inv0: Any = None,
+    x_scale: Any = None,
     state: LoopState | None = None,
     callback: Callable[[MinimizeResult], Any] | None = None,
     progress: bool = False,
@@ -163,6 +187,11 @@ def minimize(
       hess_inv0: initial inverse Hessian over ravelled parameters, positive definite: a symmetric
         matrix of shape ``(n, n)``, or a diagonal of shape ``(n,)``. For a limited-memory method,
         a diagonal as a pytree like ``x0``.
+      x_scale: size of the parameters, a pytree like ``x0`` of positive entries or one number: the
+        run is one over z = x / x_scale, every entry of it taken to the next power of two; ``gtol``
+        and all results are as ever. By default 1, unless the sizes in ``x0`` spread over decades
+        (log10|x0| by a deviation above 1, over up to 256 entries, without ``hess_inv0``): then
+        |x0|, and 1 where that is 0.
       state: ``result.state`` of an earlier call, to continue exactly where it stopped; ``x0`` then
         only gives the structure. Counters and budgets go on from there. ``args`` must be the same:
         for new data start anew from ``result.x``, with ``hess_inv0=result.hess_inv`` if you like.
@@ -177,7 +206,8 @@ def minimize(
       TypeError: a leaf of ``x0`` is not real floating, ``fun`` cannot be hashed, or an option is
         of the wrong type.
       ValueError: an unknown method, a negative tolerance, mixed dtypes, a ``hess_inv0`` of the
-        wrong shape or not symmetric positive definite, an objective that is not scalar.
+        wrong shape or not symmetric positive definite, an ``x_scale`` not like ``x0`` or not
+        positive, an objective that is not scalar.
       NotImplementedError: it is being differentiated.
 
     Cost: one evaluation of value and gradient per trip, and O(n²) per iteration: one product with
@@ -199,18 +229,23 @@ def minimize(
     check_callback(callback)
     x0, dtype, n = check_x0(x0)
     tol = tolerances(dtype, n, gtol, ftol, xtol, maxiter, maxfun)
-    H0 = problem.initial(hess_inv0, x0)
+    H0, x_scale = problem.initial(hess_inv0, x0), check_x_scale(x_scale, x0)
     begin = functools.partial(_start, problem=problem)
     if state is None:
-        state = begin(x0, args, H0)
-    elif H0 is not None:
-        raise ValueError("hess_inv0 is for a new run, but this one continues a state")
+        state = begin(x0, args, H0, x_scale)
+    elif H0 is not None or x_scale is not None:
+        given = "hess_inv0" if x_scale is None else "x_scale"
+        raise ValueError(f"{given} is for a new run, but this one continues a state")
     else:
         if not problem.qn.dense:
             state = _repacked(state, x0)
-        # A limited memory that was given a diagonal holds it.
-        like_H0 = x0 if getattr(getattr(state, "approx", None), "start", None) is not None else None
-        check_state(state, jax.eval_shape(begin, x0, args, like_H0))
+        # What a run was given, its state holds: a diagonal in a limited memory, and units.
+        held = (
+            getattr(getattr(state, "approx", None), "start", None),
+            getattr(state, "x_scale", None),
+        )
+        like = [None if part is None else x0 for part in held]
+        check_state(state, jax.eval_shape(begin, x0, args, *like))
     go = functools.partial(_run, args=args, problem=problem)
     if callback is None and not progress:
         return go(x0, state, tol)
@@ -218,9 +253,9 @@ def minimize(
 
 
 @functools.partial(jax.jit, static_argnames=("problem",))
-def _start(x0: ArrayTree, args: Any, H0: Any, *, problem: Problem) -> LoopState:
+def _start(x0: ArrayTree, args: Any, H0: Any, x_scale: Any, *, problem: Problem) -> LoopState:
     """The state before the first evaluation."""
-    return problem.start(x0, args, H0)
+    return problem.start(x0, args, H0, x_scale)
 
 
 def _repacked(state: LoopState, x0: ArrayTree) -> LoopState:
@@ -233,6 +268,7 @@ def _repacked(state: LoopState, x0: ArrayTree) -> LoopState:
         best=state.best._replace(g=as_here(state.best.g)),
         Hg=as_here(state.Hg),
         approx=as_here(state.approx),
+        x_scale=as_here(state.x_scale),
     )
 
 
@@ -241,14 +277,14 @@ def _run(
     x0: ArrayTree, state: LoopState, tol: Tolerances, *, args: Any, problem: Problem
 ) -> MinimizeResult:
     """Run the loop to a status."""
-    evaluate, hessian = problem.on_vectors(x0, args)
+    evaluate, hessian = problem.on_vectors(x0, args, state.x_scale)
     state = run(state, evaluate, problem.qn, problem.linesearch, tol, hessian)
     best, back = lowest(state), problem.vector(x0)[1]
     nit, nfev, *_ = state.counts
     return MinimizeResult(
         x=back(best.x),
         fun=best.f,
-        jac=back(jax.tree.map(lambda g: state.scalars[0] * g, best.g)),
+        jac=back(best.g),
         status=state.status,
         nit=nit,
         nfev=nfev,

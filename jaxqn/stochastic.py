@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxqn._numerics import safe_divide
+from jaxqn._ring import MemoryState
 from jaxqn._stacks import vdot
 from jaxqn._typing import Array, ArrayTree, Objective
 from jaxqn.curvature import in_range, powell_fraction
-from jaxqn.memory import MemoryState
 from jaxqn.quasi_newton import QuasiNewton
 
 __all__ = [

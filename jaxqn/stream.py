@@ -19,7 +19,7 @@ import numpy as np
 from jaxqn._arguments import check_count
 from jaxqn._axes import Layout, axes_of, common_size, split
 from jaxqn._batch import solve_batch
-from jaxqn._checks import check_native, check_x0, is_traced
+from jaxqn._checks import check_native, check_x0, check_x_scale, is_traced
 from jaxqn._problem import problem_of
 from jaxqn._typing import ArrayTree, Objective
 from jaxqn.linesearch import LineSearch
@@ -48,6 +48,7 @@ def minimize_stream(
     maxfun: Any = None,
     has_aux: bool = False,
     hess_inv0: Any = None,
+    x_scale: Any = None,
     mesh: jax.sharding.Mesh | None = None,
 ) -> MinimizeResult:
     """Minimise for more problems than the device's memory holds, a chunk at a time.
@@ -74,6 +75,7 @@ def minimize_stream(
       maxfun: see there.
       has_aux: see there.
       hess_inv0: see there.
+      x_scale: see there.
       mesh: see there.
 
     Returns:
@@ -96,7 +98,7 @@ def minimize_stream(
       ([6.0, 7.0], True)
     """
     options = dict(gtol=gtol, ftol=ftol, xtol=xtol, maxiter=maxiter, maxfun=maxfun)
-    if is_traced((x0, args, options, hess_inv0)):
+    if is_traced((x0, args, options, hess_inv0, x_scale)):
         raise TypeError(
             "minimize_stream runs on the host, but this call is being traced (jit, vmap or scan): "
             "call it eagerly, or take jaxqn.minimize_batch"
@@ -107,19 +109,18 @@ def minimize_stream(
     total = len(mapped[0])
     chunk = min(chunk, total)
 
-    def solve(some: list[Any], shared: list[Any], hess_inv0: Any) -> MinimizeResult:
+    def solve(some: list[Any], shared: list[Any], starts: dict[str, Any]) -> MinimizeResult:
         x0, *args = layout.join(some, shared)
         zeros: list[Any] = [0] * len(some)
         axes = layout.join(zeros, [None] * len(shared))
-        result = solve_batch(
-            problem, x0, tuple(args), axes, lanes, options, hess_inv0=hess_inv0, mesh=mesh
-        )
+        result = solve_batch(problem, x0, tuple(args), axes, lanes, options, **starts, mesh=mesh)
         return result._replace(state=None)
 
-    first, same, files = [a[:chunk] for a in mapped], (shared, hess_inv0), None
+    starts = dict(hess_inv0=hess_inv0, x_scale=x_scale)
+    first, same, files = [a[:chunk] for a in mapped], (shared, starts), None
     shapes = jax.eval_shape(solve, first, *same)
     one = check_x0(layout.join([a[0] for a in mapped], shared)[0])[0]
-    problem.initial(hess_inv0, one)  # its numbers, now that they can be seen
+    problem.initial(hess_inv0, one), check_x_scale(x_scale, one)  # their numbers can be seen now
     if any(_is_key(leaf) for leaf in jax.tree.leaves(shapes)):
         raise TypeError("fun returns random keys: return jax.random.key_data(key), which NumPy has")
     whole = jax.tree.map(lambda a: np.empty((total, *a.shape[1:]), a.dtype), shapes)

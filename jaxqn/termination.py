@@ -5,9 +5,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from jaxqn import _stacks
 from jaxqn._numerics import eps
-from jaxqn._typing import Array
+from jaxqn._typing import Array, ArrayTree
 from jaxqn.linesearch.conditions import rounding_noise
 
 __all__ = ["MESSAGES", "Status", "Tolerances", "assess", "default_rtol"]
@@ -97,9 +99,16 @@ FEW = 2
 first, and its model promises little."""
 
 
-def within_gtol(tol: Tolerances, g_norm: Array, g0_norm: Array) -> Array:
+def is_short(s: ArrayTree, x: ArrayTree, xtol: Array) -> Array:
+    """Whether ‖s‖ ≤ xtol ‖x‖; not where squares are out of range, and nothing can be said."""
+    ss, xx = _stacks.products((s, s), (x, x))
+    limit = xtol**2 * xx
+    return (ss <= limit) & (limit > jnp.finfo(limit.dtype).tiny) & jnp.isfinite(limit)
+
+
+def within_gtol(tol: Tolerances, g_norm: Array, g0_norm: Array, jac_norm: Array) -> Array:
     """Whether the largest entry of the gradient is within the tolerance on it."""
-    return g_norm <= jnp.maximum(tol.gtol, tol.grtol * g0_norm)
+    return (jac_norm <= tol.gtol) | (g_norm <= tol.grtol * g0_norm)
 
 
 def is_small(tol: Tolerances, g_norm: Array, g0_norm: Array) -> Array:
@@ -133,22 +142,26 @@ def assess(
     tol: Tolerances,
     counts: Array,
     *,
-    finite: Array,
     g_norm: Array,
     g0_norm: Array,
-    within_ftol: Array,
-    within_xtol: Array,
-    failed: Array,
-    stalled: Array,
+    jac_norm: Array,
+    finite: Any = np.True_,
+    within_ftol: Any = np.False_,
+    within_xtol: Any = np.False_,
+    failed: Any = np.False_,
+    stalled: Any = np.False_,
 ) -> Array:
     """The status after a trip, int32; the first of the tests below that holds wins.
+
+    Of a state that is taken up again, nothing is known of the last trip but sizes and counts.
 
     Args:
       tol: tolerances and budgets.
       counts: those of :class:`jaxqn.loop.LoopState`, int32.
-      finite: whether the current value and gradient are finite.
-      g_norm: largest entry of the current gradient.
+      g_norm: largest entry of the current gradient, in the run's units of x.
       g0_norm: the same at the first point.
+      jac_norm: largest entry of the current gradient, outside of them.
+      finite: whether the current value and gradient are finite.
       within_ftol: whether the last step decreased the objective by no more than ``tol.ftol``.
       within_xtol: whether the last step was no longer than ``tol.xtol``.
       failed: whether the search along the negative gradient failed.
@@ -156,10 +169,10 @@ def assess(
         on the gradient.
     """
     nit, nfev, flat, modest = counts
-    small, near = is_small(tol, g_norm, g0_norm), within_gtol(tol, g_norm, g0_norm)
+    small, near = is_small(tol, g_norm, g0_norm), within_gtol(tol, g_norm, g0_norm, jac_norm)
     stalled |= flat >= jnp.where(small & (modest > 0), FEW, FLAT_LIMIT)
     # A gradient that is small beside the first is believed where nothing more is to be had.
-    converged = (g_norm <= tol.gtol) | (near & (modest > 0)) | (small & stalled)
+    converged = (jac_norm <= tol.gtol) | (near & (modest > 0)) | (small & stalled)
     tests = [
         (~finite, Status.NON_FINITE),
         (converged, Status.CONVERGED),

@@ -216,8 +216,7 @@ def test_the_drivers_pairs_have_the_objectives_units(c):
     expected = c * S[valid] @ B
     np.testing.assert_allclose(Y[valid], expected, rtol=1e-6, atol=1e-9 * np.abs(expected).max())
     s, y = S[valid][-1], Y[valid][-1]
-    product = jaxqn.inverse_hessian_product(result.state.approx, jnp.asarray(y))
-    np.testing.assert_allclose(product / result.state.scalars[0], s, rtol=1e-6)
+    np.testing.assert_allclose(result.hess_inv_product(jnp.asarray(y)), s, rtol=1e-6)
     with pytest.raises(ValueError, match="hess_inv"):
         _ = jaxqn.minimize(rosenbrock, jnp.ones(2), method="bfgs").pairs
     with pytest.raises(ValueError, match="pairs is for one problem"):
@@ -229,9 +228,8 @@ def test_errors():
         jaxqn.scale_by_corrected_adam(b2=1.0)
     with pytest.raises(ValueError, match="eps"):
         jaxqn.scale_by_corrected_adam(eps=0.0)
-    other = jaxqn.lsr1_memory(3)
-    with pytest.raises(TypeError, match="SR1MemoryState: use the apply of the method"):
-        jaxqn.inverse_hessian_product(other.init(jnp.ones(2)), jnp.ones(2))
+    with pytest.raises(TypeError, match="limited memory, but it is a DenseState"):
+        jaxqn.inverse_hessian_product(jaxqn.dense().init(jnp.ones(2)), jnp.ones(2))
     with pytest.raises(ValueError, match="m must be at least 1"):
         jaxqn.scale_by_lbfgs(0)
     transform = jaxqn.scale_by_corrected_adam()

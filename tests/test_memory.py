@@ -15,8 +15,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxqn import _history
 from jaxqn.curvature import powell_damping
 from jaxqn.damping import damped
-from jaxqn.memory import inverse_hessian_product, lbfgs_memory, stored_pairs
+from jaxqn.memory import lbfgs_memory
 from jaxqn.memory_sr1 import lsr1_memory
+from jaxqn.pairs import inverse_hessian_product, stored_pairs
 from jaxqn.quasi_newton import dense
 from jaxqn.rules import bfgs_rule
 
@@ -715,9 +716,10 @@ def test_stored_pairs_are_in_order():
         np.testing.assert_array_equal(stored_Y[valid], Y[newest])
 
 
-def test_inverse_hessian_product_is_apply():
+@each_name
+def test_inverse_hessian_product_is_apply(name):
     S, Y = all_kinds(29)
-    states, matrices = by_update(lbfgs_memory(M))(S, Y)
+    states, matrices = by_update(METHODS[name](M))(S, Y)
     v = np.linspace(1, 2, N)
     product = jax.jit(inverse_hessian_product)(take(states, -1), v)
     np.testing.assert_allclose(product, matrices[-1] @ v, rtol=1e-12)

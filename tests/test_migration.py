@@ -188,6 +188,26 @@ def test_scipy_hess_inv0():
     np.testing.assert_allclose(there.x, H[:, 0], rtol=1e-12)
 
 
+@row("`scipy.optimize.least_squares(..., x_scale=sizes)`")
+def test_scipy_x_scale():
+    """Lengths in thousandths beside lengths in thousands, both from 0."""
+    sizes = (1e3, 1e-3)
+
+    def residuals(x):
+        a, b = x[0] / sizes[0], x[1] / sizes[1]
+        return [10 * (b - a**2), A - a]
+
+    def fun(x):
+        return sum(r**2 for r in residuals(x)) / 2
+
+    there = scipy.optimize.least_squares(residuals, np.zeros(2), x_scale=sizes)
+    here = minimize(fun, jnp.zeros(2), x_scale=jnp.array(sizes))
+    assert minimize(fun, jnp.zeros(2)).nfev > here.nfev
+    for result in (there, here):
+        assert result.success
+        at_the_solution(result.x / np.array(sizes))
+
+
 @row("`res.x, res.fun, res.jac, res.nit, res.nfev, res.success, res.message, res.hess_inv`")
 def test_scipy_results():
     """The same names for the same things; `status` has numbers of its own."""
@@ -229,8 +249,7 @@ def test_scipy_lbfgs_product():
         product.sk / np.sqrt(gamma), product.yk * np.sqrt(gamma)
     )
     expected = gamma * scaled.matvec(v)
-    unit = here.state.scalars[0]
-    found = jaxqn.inverse_hessian_product(here.state.approx, jnp.asarray(v)) / unit
+    found = here.hess_inv_product(jnp.asarray(v))
     np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 

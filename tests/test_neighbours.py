@@ -432,9 +432,7 @@ def test_blackjax_pathfinder_from_the_stored_pairs():
     alpha = jnp.full(3, S[-1] @ Y[-1] / (Y[-1] @ Y[-1]))
     beta, gamma = lbfgs.lbfgs_inverse_hessian_factors(S.T, Y.T, alpha)
 
-    unit = result.state.scalars[0]
-    product = functools.partial(jaxqn.inverse_hessian_product, result.state.approx)
-    H = jax.jit(jax.vmap(product))(jnp.eye(3)) / unit
+    H = jax.vmap(result.hess_inv_product)(jnp.eye(3))
     for formula in (
         lbfgs.lbfgs_inverse_hessian_formula_1,
         lbfgs.lbfgs_inverse_hessian_formula_2,

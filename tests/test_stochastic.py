@@ -9,7 +9,8 @@ import optax
 import oracles
 import pytest
 
-from jaxqn.memory import lbfgs_memory, stored_pairs
+from jaxqn.memory import lbfgs_memory
+from jaxqn.pairs import stored_pairs
 from jaxqn.stochastic import (
     absorb_noisy_pair,
     bounded_direction,

@@ -9,6 +9,7 @@ from jaxqn._numerics import eps
 from jaxqn._typing import Array
 
 __all__ = [
+    "agreement",
     "approximate_wolfe",
     "armijo",
     "rounding_noise",
@@ -51,3 +52,12 @@ def approximate_wolfe(
 def rounding_noise(phi: Array) -> Array:
     """Change of a value that rounding alone can make: 10 eps |phi|."""
     return 10 * eps(phi.dtype) * jnp.abs(phi)
+
+
+def agreement(phi0: Array, phi: Array, change: Array) -> Array:
+    """Whether two values differ by what slopes make of it, ``change``, up to rounding and a half.
+
+    That is alpha (dphi0 + dphi) / 2, by the trapezoidal rule.
+    """
+    error = jnp.abs(phi - phi0 - change)
+    return error <= rounding_noise(phi0) + 0.5 * jnp.abs(phi - phi0)
