@@ -255,8 +255,13 @@ def test_going_up_and_down_by_last_digits_is_no_progress():
     assert set(result.status.tolist()) <= {Status.CONVERGED, Status.STALLED}
     assert np.max(result.nfev) < 500
     by_default = minimize_batch(box, x0)
-    assert set(by_default.status.tolist()) == {Status.CONVERGED}
-    assert np.max(by_default.nfev) < 200
+    # A start so near that rounding leaves more of its gradient than the fraction may end STALLED.
+    far = jnp.abs(x0[:, 1] - 0.547237) > 0.03
+    assert far.sum() > 40
+    assert set(by_default.status[far].tolist()) == {Status.CONVERGED}
+    assert np.sum(by_default.status == Status.CONVERGED) >= 62
+    assert np.max(by_default.nfev) < 50
+    np.testing.assert_allclose(by_default.fun, 1168.0088, rtol=1e-6)
 
 
 # MAX_ITER and MAX_FUN: their exactness is tested with the driver
