@@ -365,6 +365,29 @@ def test_at_the_noise_of_the_value_slopes_decide(make, noisy):
         assert C2 * -2e-4 <= outcome.trials[-1][2] <= (1 - 2 * C1) * 2e-4
 
 
+def test_noise_that_hides_every_decrease_ends_the_search_soon(dtype):
+    """A thousand last digits of it: on half the way values are as far from what slopes say."""
+    noise = 1e3 * np.finfo(dtype).eps
+
+    def phi(a):
+        return 1 - 0.01 * noise * a + noise * (a > 0), -0.01 * noise
+
+    outcome = search(wolfe(), phi, 1.0, dtype)
+    assert outcome.failed
+    assert len(outcome.trials) <= 3
+
+
+@pytest.mark.parametrize("at", [0.03, 0.3, 0.7])
+def test_a_kink_is_not_noise(at, dtype):
+    """Values follow slopes there, on either side."""
+    slope = 1e-4
+    outcome = search(
+        wolfe(), lambda a: (1 + slope * abs(a - at), slope * np.sign(a - at)), 1.0, dtype
+    )
+    best = outcome.trials[np.argmin(outcome.trials[:, 1])]
+    assert abs(best[0] - at) < 0.1 * at
+
+
 def test_a_rise_beyond_the_noise_is_not_accepted():
     """Slopes that look fine do not excuse a value that is really higher."""
     outcome = search(wolfe(), lambda a: (1 + (0.1 if a > 0.01 else 0), -0.1 if a else -1.0), 1.0)
@@ -428,19 +451,26 @@ def test_a_short_step_along_a_straight_slope_is_not_accepted(left, skew, accepte
     assert done, "there is no trial left"
 
 
-@pytest.mark.parametrize(("method", "evaluations"), [("osbfgs", 70), ("lbfgs", 500)])
+@pytest.mark.parametrize(
+    ("method", "evaluations"), [("osbfgs", 60), ("bfgs", 90), ("lbfgs", 200)]
+)
 def test_columns_of_any_scale_are_fitted_soon(method, evaluations):
-    """A polynomial of degree 14 by least squares: eigenvalues many orders of magnitude apart."""
+    """A polynomial of degree 14 by least squares: eigenvalues many orders of magnitude apart.
+
+    Rounding decides how long one run takes; the median of nine is 42, 71 and 134 as measured.
+    """
     t = np.linspace(-1.7, 2.3, 40)
     powers, data = t[:, None] ** np.arange(0, 15, 2), np.cos(3 * t)
 
     def misfit(c):
         return jnp.sum((powers @ c - data) ** 2)
 
-    result = minimize(misfit, jnp.ones(8), method=method)
-    best = misfit(np.linalg.lstsq(powers, data)[0])
-    assert result.fun - best < 1e-10 * misfit(np.ones(8))
-    assert result.nfev <= evaluations  # 47 and 234 as measured
+    best, spent = misfit(np.linalg.lstsq(powers, data)[0]), []
+    for size in 1 + np.arange(9) / 100:
+        result = minimize(misfit, jnp.full(8, size), method=method)
+        assert result.fun - best < 1e-10 * misfit(np.ones(8))
+        spent.append(int(result.nfev))
+    assert np.median(spent) <= evaluations
 
 
 # The page that says what Wolfe means

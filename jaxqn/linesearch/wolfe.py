@@ -65,6 +65,9 @@ def wolfe(
     give way, the more the less it is; and no step is accepted that leaves more than 0.6 of the
     slope, 2/5 of the way to the minimum.
 
+    Gives up after ``max_trials``, where the bracket is as narrow as rounding allows, and where
+    values differ from what slopes make of them by as much on half the way: that is noise.
+
     Args:
       c1: fraction of the predicted decrease to insist on, in [0, 1/2).
       c2: fraction of the slope that may remain, in [c1, 1).
@@ -120,7 +123,7 @@ def wolfe(
         slow = (width > 0.66 * old_width) & jnp.isfinite(old_width)
         resolution = 4 * eps(alpha.dtype) * new_lo[0]
         next_alpha = _next_trial(lo, new_lo, new_hi, slow, doubt, growth)
-        exhausted = (trials >= max_trials) | (width <= resolution)
+        exhausted = (trials >= max_trials) | (width <= resolution) | _noisy(lo, hi, trial, phi0)
         known = jnp.stack([origin, new_lo, new_hi])
         return WolfeState(next_alpha, known, trials), done, ~done & exhausted
 
@@ -168,6 +171,26 @@ def _doubt(u: Array, v: Array) -> Array:
     noise = rounding_noise(jnp.abs(u[1]) + jnp.abs(change))
     doubt = 10 * (jnp.abs(du + dv - 2 * change) + noise) / jnp.maximum(dv - du, 0)
     return jnp.where(doubt < 0.1, jnp.maximum(doubt, eps(doubt.dtype) ** 0.5), 1)
+
+
+def _noisy(lo: Array, hi: Array, trial: Array, phi0: Array) -> Array:
+    """Whether noise beyond rounding hides what a bracket had to show.
+
+    Values differ from what slopes make of them by the cube of the way, and so by an eighth of it on
+    half the way. Noise remains as it is.
+    """
+    hi = jnp.where(jnp.isfinite(hi[0]), hi, trial)
+    far, near = _disagreement(lo, hi), _disagreement(lo, trial)
+    shorter = jnp.abs(trial[0] - lo[0]) <= 0.5 * jnp.abs(hi[0] - lo[0])
+    du, dv, _ = _differences(lo, trial)
+    modest = near <= eps(phi0.dtype) ** 0.5 * jnp.abs(phi0)
+    return shorter & (near >= 0.7 * far) & (near > jnp.abs(du) + jnp.abs(dv)) & modest
+
+
+def _disagreement(u: Array, v: Array) -> Array:
+    """What two values differ by, less what slopes make of it by the trapezoidal rule."""
+    du, dv, change = _differences(u, v)
+    return jnp.abs(change - 0.5 * (du + dv))
 
 
 def _differences(u: Array, v: Array) -> tuple[Array, Array, Array]:
