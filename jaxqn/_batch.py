@@ -74,13 +74,15 @@ def solve_batch(
 
 
 def _width(lanes: int | None, count: int, n: int, qn: QuasiNewton) -> int:
-    """How many lanes: as asked, or by what fits a cache and keeps the end of the queue short."""
+    """How many lanes: as asked, or as many as the device makes good use of."""
     if lanes is not None:
         return min(check_count("lanes", lanes), count)
     numbers = n * n if qn.dense else 20 * n
-    # More gain a CPU nothing, and need a second stage.
-    most = WIDE if jax.default_backend() == "cpu" else 4096
-    return min(count, max(min(most, 2**22 // numbers, count // 16), 16))
+    if jax.default_backend() == "cpu":
+        # What fits a cache and keeps the end of the queue short; more than WIDE gain nothing.
+        return min(count, max(min(WIDE, 2**22 // numbers, count // 16), 16))
+    # A trip of kernels takes as long for one lane as for a thousand, until memory is kept busy.
+    return min(count, max(min(2**16, 2**25 // numbers), 16))
 
 
 @functools.partial(jax.jit, static_argnames=("problem", "layout", "lanes", "mesh", "count"))

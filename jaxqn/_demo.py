@@ -17,6 +17,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from jaxqn import Status, minimize
+from jaxqn._numerics import dot
 from jaxqn._stacks import inf_norm
 from jaxqn._typing import Array, ArrayTree
 
@@ -101,7 +102,8 @@ def equal_shares(problem: Problem) -> Array:
 
 def logits(params: ArrayTree, X: Array) -> Array:
     """Unnormalised log-probability of each species, shape ``(rows, species)``."""
-    return X @ params["weights"] + params["intercept"][None, :]
+    # On an accelerator, float32 products are rounded to some three digits unless asked otherwise.
+    return dot(X, params["weights"]) + params["intercept"][None, :]
 
 
 def loss(params: ArrayTree, X: Array, Y: Array, shares: Array) -> Array:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jaxqn._numerics import HIGHEST, safe_divide
 from jaxqn._packing import pooled
-from jaxqn._stacks import put, row, tree_dtype
+from jaxqn._stacks import is_long, put, row, tree_dtype
 from jaxqn._typing import Array, ArrayTree
 
 LARGE = 2**16
@@ -91,21 +91,27 @@ def combine(c: Array, stack: ArrayTree, like: ArrayTree) -> ArrayTree:
 def put_where(condition: Array, stack: ArrayTree, slot: Array, vector: ArrayTree) -> ArrayTree:
     """The stack with one row replaced where ``condition`` holds; nothing else is read or written.
 
-    In a batch, where a cond would be a select over the whole stack, the old row is written back.
+    Where vectors are short the old row is written back instead, and in a batch, where a cond would
+    be a select over the whole stack.
     """
+    if not is_long(vector):
+        return _put_this_or_old(condition, stack, slot, vector)
     return jax.lax.cond(condition, lambda: put(stack, slot, vector), lambda: stack)
+
+
+def _put_this_or_old(
+    condition: Array, stack: ArrayTree, slot: Array, vector: ArrayTree
+) -> ArrayTree:
+    def of_leaf(new: Array, old: Array) -> Array:
+        return jnp.where(condition, new.astype(old.dtype), old)
+
+    return put(stack, slot, jax.tree.map(of_leaf, vector, row(stack, slot)))
 
 
 @put_where.def_vmap
 def _put_where_batched(axis_size: int, batched: Any, *args: Any) -> tuple[ArrayTree, ArrayTree]:
-    def one(condition: Array, stack: ArrayTree, slot: Array, vector: ArrayTree) -> ArrayTree:
-        def of_leaf(new: Array, old: Array) -> Array:
-            return jnp.where(condition, new.astype(old.dtype), old)
-
-        return put(stack, slot, jax.tree.map(of_leaf, vector, row(stack, slot)))
-
     in_axes = tuple(jax.tree.map(lambda along: 0 if along else None, batched))
-    out = jax.vmap(one, in_axes=in_axes, axis_size=axis_size)(*args)
+    out = jax.vmap(_put_this_or_old, in_axes=in_axes, axis_size=axis_size)(*args)
     return out, jax.tree.map(lambda _: True, out)
 
 

@@ -18,6 +18,9 @@ from jaxqn._typing import Array, ArrayTree
 LONG = 10_000
 """Entries of a vector beyond which a pass over it costs more than compiling around it."""
 
+LONG_ON_ACCELERATOR = 4_000_000
+"""The same where a pass takes microseconds, and a branch stops what runs ahead of it."""
+
 
 def tree_dtype(tree: ArrayTree) -> jnp.dtype:
     """The dtype of inner products: the widest of the leaves, and at least float32."""
@@ -31,6 +34,12 @@ def _widest(*dtypes: jnp.dtype) -> jnp.dtype:
 def size(tree: ArrayTree) -> int:
     """How many numbers a vector has."""
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def is_long(tree: ArrayTree) -> bool:
+    """Whether a pass over a vector costs more than to branch around it."""
+    on_cpu = jax.default_backend() == "cpu"
+    return size(tree) > (LONG if on_cpu else LONG_ON_ACCELERATOR)
 
 
 def inf_norm(tree: ArrayTree) -> Array:

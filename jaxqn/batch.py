@@ -48,8 +48,9 @@ def minimize_batch(
       args: further arguments of ``fun``.
       in_axes: which axis of ``(x0, *args)`` runs over problems, as for ``jax.vmap``: one for all,
         or a tuple of axes, ``None`` for what the problems share, or pytrees of these.
-      lanes: problems under way at once; by default 64 on a CPU and 4096 elsewhere, or fewer for
-        large or few problems. More than 64 cost a second loop to compile, for the last ones.
+      lanes: problems under way at once; by default up to 64 on a CPU, fewer of large or few
+        problems, and up to 65 536 elsewhere, as many as 2²⁵ numbers of matrices or histories allow.
+        More than 64 cost a second loop to compile, for the last ones.
       method: as in :func:`jaxqn.minimize`, as are all the options up to ``x_scale``; they are
         the same for every problem.
       linesearch: see there.

@@ -165,7 +165,7 @@ def trip(
     unit, g0_norm, g_norm, jac_norm, g_best, gHg, f_best, xx0 = state.scalars
     running = state.status == Status.RUNNING
     first = nfev == 0
-    long = _stacks.size(point.x) > _stacks.LONG
+    long = _stacks.is_long(point.x)
     maybe, where = functools.partial(rarely, long=long), functools.partial(only, long=long)
 
     # Propose and evaluate. This is the only place where the objective is called.
@@ -320,8 +320,9 @@ def trip(
 def lowest(state: LoopState) -> Point:
     """The lowest finite point seen, outside of all units."""
     x, lower = state.point.x, state.best.f < state.point.f
-    long = _stacks.size(x) > _stacks.LONG
-    best = rarely(lower, state.point, lambda _: recover(x, state.best, state.Hg), long=long)
+    best = rarely(
+        lower, state.point, lambda _: recover(x, state.best, state.Hg), long=_stacks.is_long(x)
+    )
     g = jax.tree.map(lambda g: state.scalars[0] * g, best.g)
     return best._replace(x=out_of_units(best.x, state.x_scale), g=in_units(g, state.x_scale))
 

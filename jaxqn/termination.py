@@ -36,14 +36,15 @@ MESSAGES: dict[Status, str] = {
     Status.FTOL: "Stopped: the last decrease of the objective is within ftol.",
     Status.XTOL: "Stopped: the last step is within xtol.",
     Status.STALLED: "Stalled: rounding hides any further decrease of the objective. Usually a "
-    "minimum to the precision of the dtype; check jac, and use float64 for more digits.",
+    "minimum to the precision of the dtype; check jac, and for more digits use float64, or on a "
+    "GPU or TPU jax.default_matmul_precision('highest').",
     Status.MAX_ITER: "Stopped at maxiter. Continue with state=result.state and a larger maxiter, "
     "unless fun shows that the objective is unbounded below.",
     Status.MAX_FUN: "Stopped at maxfun. Continue with state=result.state and a larger maxfun.",
     Status.LINE_SEARCH_FAILED: "No decrease along the negative gradient, although its slope "
     "promises one: the gradient does not match the objective, the objective is noisier than its "
     "last digit, or it is unbounded below. Look at fun, and for discontinuities, stopped gradients "
-    "and cancellation; try float64.",
+    "and cancellation; try float64, and on a GPU or TPU jax.default_matmul_precision('highest').",
     Status.NON_FINITE: "The objective or its gradient is not finite at x0. Start elsewhere, or "
     "look for log, sqrt or division by zero in the objective.",
     Status.STOPPED: "Stopped by the callback, or by the target of multi_start.",

@@ -451,9 +451,7 @@ def test_a_short_step_along_a_straight_slope_is_not_accepted(left, skew, accepte
     assert done, "there is no trial left"
 
 
-@pytest.mark.parametrize(
-    ("method", "evaluations"), [("osbfgs", 60), ("bfgs", 90), ("lbfgs", 200)]
-)
+@pytest.mark.parametrize(("method", "evaluations"), [("osbfgs", 60), ("bfgs", 90), ("lbfgs", 200)])
 def test_columns_of_any_scale_are_fitted_soon(method, evaluations):
     """A polynomial of degree 14 by least squares: eigenvalues many orders of magnitude apart.
 

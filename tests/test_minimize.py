@@ -26,6 +26,8 @@ from jaxqn import (
     METHODS,
     MinimizeResult,
     Status,
+    _history,
+    _stacks,
     backtracking,
     minimize,
     minimize_batch,
@@ -33,7 +35,7 @@ from jaxqn import (
     wolfe,
 )
 from jaxqn.memory import lbfgs_memory
-from jaxqn.quasi_newton import dense
+from jaxqn.quasi_newton import default_panel, dense
 
 DEFAULT = minimize.__kwdefaults__["method"]
 value_and_grad = jax.jit(jax.value_and_grad(numbered))
@@ -544,6 +546,36 @@ def test_a_long_run_has_room_for_seven_vectors_beside_its_history():
 
     memory = jax.jit(solve, donate_argnums=0).lower(jnp.zeros(n)).compile().memory_analysis()
     assert memory.temp_size_in_bytes < (2 * m + 7.5) * n * 8
+
+
+@pytest.mark.parametrize("method", ["osbfgs", "lbfgs"])
+@pytest.mark.parametrize("edge", [-np.inf, -1.3], ids=["smooth", "with an edge"])
+def test_branches_around_long_vectors_give_what_selects_do(method, edge, monkeypatch):
+    """Both with refused trials, and the second with failed searches too."""
+
+    def fun(x):
+        return rosenbrock(x) + jnp.where(jnp.min(x) < edge, 1e3, 0)
+
+    x0 = jnp.array([-1.2, 1.0, -1.2, 1.0])
+    short = minimize(fun, x0, method=method)
+    monkeypatch.setattr(_stacks, "is_long", lambda _: True)
+    monkeypatch.setattr(_history, "is_long", lambda _: True)
+    long = minimize(lambda x: fun(x), x0, method=method)  # another function, compiled anew
+    assert short.nfev > short.nit + 1
+    assert (status(long), int(long.nit)) == (status(short), int(short.nit))
+    assert int(long.nfev) == int(short.nfev)
+    np.testing.assert_allclose(long.x, short.x, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("backend", "long"), [("cpu", 10_000), ("gpu", 4_000_000)])
+def test_what_is_long_and_what_is_deferred_depends_on_the_device(backend, long, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    assert [_stacks.is_long([jax.ShapeDtypeStruct((n,), float)]) for n in (long, long + 1)] == [
+        False,
+        True,
+    ]
+    large = 1000 if backend == "cpu" else 5000
+    assert [default_panel(n) for n in (large - 1, large)] == [0, 16]
 
 
 def test_what_a_result_looks_like():
