@@ -54,18 +54,21 @@ def options(gtol=1e-8, maxiter=500, maxfun=2000):
     return full(np.float64(gtol)), full(np.int32(maxiter)), full(np.int32(maxfun))
 
 
-def assert_lane_is_single(batch, number, single, tol=1e-9):
-    """Points and values up to rounding; status and counters exactly."""
+def assert_lane_is_single(batch, number, single, tol=1e-9, more=0):
+    """Points and values up to rounding; status exactly; counters but for so many at the end."""
     together = lane(batch, number)
-    for field in ("status", "nit", "nfev"):
-        assert int(getattr(together, field)) == int(getattr(single, field)), field
+    assert int(together.status) == int(single.status)
+    for field in ("nit", "nfev"):
+        assert abs(int(getattr(together, field)) - int(getattr(single, field))) <= more, field
     np.testing.assert_allclose(together.x, single.x, rtol=tol, atol=tol)
     np.testing.assert_allclose(together.fun, single.fun, rtol=tol, atol=tol)
 
 
-# The paths of SSBroyden and SR1 are long and touchy: rounding, which is not the same in a batch,
-# must not decide them.
-@pytest.mark.parametrize(("method", "maxiter"), [("osbfgs", 500), ("ssbroyden", 40), ("sr1", 12)])
+# Rounding is not the same in a batch. On short paths it must not decide anything; at the end of
+# long ones it may say which gradient is the first within the tolerance.
+@pytest.mark.parametrize(
+    ("method", "maxiter"), [("osbfgs", 500), ("osbfgs", 20), ("ssbroyden", 20), ("sr1", 12)]
+)
 def test_a_batch_is_its_singles(method, maxiter):
     x, data = problems()
     batch = batched(method)(x, data, *options(maxiter=maxiter))
@@ -73,7 +76,7 @@ def test_a_batch_is_its_singles(method, maxiter):
     assert (maxiter < 500) or bool(jnp.all(batch.success))
     for k in range(LANES):
         single = minimize(valley, x[k], (lane(data, k),), method=method, gtol=1e-8, maxiter=maxiter)
-        assert_lane_is_single(batch, k, single, tol=1e-6)
+        assert_lane_is_single(batch, k, single, tol=1e-6, more=2 if maxiter == 500 else 0)
 
 
 def test_a_batch_of_float32():
