@@ -52,6 +52,11 @@ def safe_divide(numerator: Array, denominator: Array, where: Array) -> Array:
     return jnp.where(where, quotient, jnp.zeros_like(quotient))
 
 
+def widest(*dtypes: jnp.dtype) -> jnp.dtype:
+    """The dtype of sums over numbers of these: the widest, and at least float32."""
+    return max([jnp.dtype(jnp.float32), *dtypes], key=lambda dtype: jnp.finfo(dtype).bits)
+
+
 def eps(dtype: jax.typing.DTypeLike) -> float:
     """Spacing of the numbers next to 1 in ``dtype``."""
     return float(jnp.finfo(dtype).eps)

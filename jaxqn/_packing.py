@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxqn._numerics import widest
 from jaxqn._typing import Array, ArrayTree
 
 __all__ = ["Packed", "is_packed", "packing", "pooled", "repack", "unpacked"]
@@ -54,7 +55,8 @@ def pooled(tree: ArrayTree, rows: int = 0) -> list[Array]:
     leaves = jax.tree.leaves(tree)
     if not _gains([leaf.shape[rows:] for leaf in leaves]):
         return leaves
-    dtype = jnp.result_type(*(leaf.dtype for leaf in leaves))
+    dtypes = {leaf.dtype for leaf in leaves}
+    dtype = dtypes.pop() if len(dtypes) == 1 else widest(*dtypes)
     packed = _pack([leaf.astype(dtype) for leaf in leaves], [leaf.ndim - rows for leaf in leaves])
     return [packed.small, *packed.large]
 

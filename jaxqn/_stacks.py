@@ -11,7 +11,7 @@ import operator
 import jax
 import jax.numpy as jnp
 
-from jaxqn._numerics import HIGHEST, inner
+from jaxqn._numerics import HIGHEST, inner, widest
 from jaxqn._packing import is_packed, pooled
 from jaxqn._typing import Array, ArrayTree
 
@@ -24,11 +24,7 @@ LONG_ON_ACCELERATOR = 4_000_000
 
 def tree_dtype(tree: ArrayTree) -> jnp.dtype:
     """The dtype of inner products: the widest of the leaves, and at least float32."""
-    return _widest(*(jnp.result_type(leaf) for leaf in jax.tree.leaves(tree)))
-
-
-def _widest(*dtypes: jnp.dtype) -> jnp.dtype:
-    return max([jnp.dtype(jnp.float32), *dtypes], key=lambda dtype: jnp.finfo(dtype).bits)
+    return widest(*(jnp.result_type(leaf) for leaf in jax.tree.leaves(tree)))
 
 
 def size(tree: ArrayTree) -> int:
@@ -119,7 +115,7 @@ def combine(coefficients: Array, stack: ArrayTree) -> ArrayTree:
     """Linear combinations of the rows: coefficients ``(k,)`` give a vector, ``(j, k)`` a stack."""
 
     def of_leaf(leaf: Array) -> Array:
-        wide = _widest(leaf.dtype)
+        wide = widest(leaf.dtype)
         mixed = jnp.tensordot(
             coefficients.astype(wide), leaf.astype(wide), axes=1, precision=HIGHEST
         )
@@ -133,7 +129,7 @@ def _contract(a: ArrayTree, b: ArrayTree, rows_of_a: int, rows_of_b: int) -> Arr
     dtype = tree_dtype(a)
 
     def of_leaf(u: Array, v: Array) -> Array:
-        wide = _widest(u.dtype, v.dtype)
+        wide = widest(u.dtype, v.dtype)
         axes = (tuple(range(rows_of_a, u.ndim)), tuple(range(rows_of_b, v.ndim)))
         product = jnp.tensordot(u.astype(wide), v.astype(wide), axes=axes, precision=HIGHEST)
         return product.astype(dtype)

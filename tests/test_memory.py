@@ -534,8 +534,10 @@ def test_a_rounded_history_is_never_widened_as_a_whole(m):
     assert memory.temp_size_in_bytes < m * n  # a quarter of one stack in float32
 
 
-def test_leaves_in_half_precision():
+@pytest.mark.parametrize("devices", [1, 8])
+def test_leaves_in_half_precision(devices, monkeypatch):
     """Leaf by leaf their own dtype; inner products, and so all decisions, in float32."""
+    monkeypatch.setattr(jax, "device_count", lambda: devices)  # with one, small leaves are joined
     S, Y = (a[:4] for a in all_kinds(18))
     g, G = gradients(Y)
     dtypes = [jnp.bfloat16, jnp.float16, jnp.float32]
@@ -548,11 +550,12 @@ def test_leaves_in_half_precision():
         leaves = [np.asarray(a, np.float64) for a in jax.tree.leaves(half(v))]
         return np.concatenate([a.reshape(*v.shape[:-1], -1) for a in leaves], axis=-1)
 
-    qn = verbs(lbfgs_memory(3))
+    qn = lbfgs_memory(3)
+    advance = jax.jit(lambda *args: qn.advance(*args))  # compiled for this number of devices
     state, Hg = qn.init(half(g)), half(g)
     expected, tallies = recursion("bfgs", held(S), held(Y), m=3)
     for k in range(4):
-        state, Hg = qn.advance(state, half(S[k]), half(Y[k]), half(G[k]), Hg, True)
+        state, Hg = advance(state, half(S[k]), half(Y[k]), half(G[k]), Hg, True)
         found = np.concatenate([np.asarray(a, np.float64).ravel() for a in jax.tree.leaves(Hg)])
         assert_close(found[None], (expected[k] @ held(G[k]))[None], 2.0**-6)
     np.testing.assert_array_equal(tally(state), tallies[-1])
