@@ -3,7 +3,8 @@
 Seven parameters, 64 points, noise 0.02, f = sum of squares. Every solver runs
 under ``vmap`` with a gradient tolerance of 1e-6; optimistix has no such test
 and stops far looser. A fit counts as good within 1e-4 (relative) of the best f
-any solver of the run reached on it.
+any solver of the run reached on it. jaxqn's batches run twice, the second time
+with the parameters' sizes at the start as their units (``x_scale``).
 """
 
 import jax
@@ -19,6 +20,7 @@ START = (1.0, -0.4, 0.15, 1.0, 0.4, 0.15, 0.2)
 LOW = (0.5, -0.6, 0.08, 0.5, 0.2, 0.08, 0.0)
 HIGH = (2.0, -0.2, 0.2, 2.0, 0.6, 0.2, 0.5)
 PATIENCE = 60.0
+BATCH, BATCH_IN_UNITS = "batch", "batch, x_scale"
 
 
 def peaks(p, t):
@@ -46,7 +48,7 @@ def draw(count: int):
 
 
 def our_batch_solvers(solvers):
-    """`jaxqn.minimize_batch` per method, where jaxqn has it."""
+    """`jaxqn.minimize_batch` per method, where jaxqn has it, with and without units."""
     ours = [s for s in solvers if s.ours]
     if not ours:
         return []
@@ -56,25 +58,31 @@ def our_batch_solvers(solvers):
         print("skipped: jaxqn.minimize_batch (not in it)")
         return []
 
-    def make(method):
+    def make(method, sizes):
         def build(fun, options):
+            settings = {"method": method, "gtol": options.gtol}
+
             def solve(x0, data):
-                r = jaxqn.minimize_batch(fun, x0, (data,), method=method, gtol=options.gtol)
+                units = jnp.abs(jnp.array(START, x0.dtype)) if sizes else None
+                r = jaxqn.minimize_batch(fun, x0, (data,), x_scale=units, **settings)
                 return Outcome(r.x, r.fun, r.nit, r.nfev, r.success, r.status)
 
             return solve
 
         return build
 
-    named = [(f"{s.name} batch", s.name.removeprefix("jaxqn-")) for s in ours]
-    return [Solver(name, "jaxqn", True, make(m)) for name, m in named]
+    return [
+        Solver(f"{s.name} {kind}", "jaxqn", True, make(s.name.removeprefix("jaxqn-"), sizes))
+        for s in ours
+        for kind, sizes in ((BATCH, False), (BATCH_IN_UNITS, True))
+    ]
 
 
 def build(solver, x0, data):
     """A call that runs all fits."""
     options = Options(gtol=GTOL, maxiter=1000, maxfun=3000)
     solve = solver.make(sum_of_squares, options)
-    if not solver.name.endswith(" batch"):
+    if not solver.name.endswith((BATCH, BATCH_IN_UNITS)):
         solve = jax.vmap(solve)
 
     def values(x0, data):
@@ -100,7 +108,7 @@ def measure(count: int, solvers, rounds: int, previous: dict) -> dict:
     times = timing.interleaved(calls, rounds)
     best = np.nanmin(np.stack(list(values.values())), axis=0)
     print(f"\nB = {count}, {data.dtype}, medians of {rounds}")
-    print(f"{'solver':24}{'fits/s':>10}{'good %':>9}{'mean nfev':>11}{'max nfev':>10}")
+    print(f"{'solver':30}{'fits/s':>10}{'good %':>9}{'mean nfev':>11}{'max nfev':>10}")
     rows = {}
     for name, f in values.items():
         row = {
@@ -111,7 +119,7 @@ def measure(count: int, solvers, rounds: int, previous: dict) -> dict:
         }
         rows[name] = row
         print(
-            f"{name:24}{row['fits/s']:10.0f}{100 * row['good']:9.2f}"
+            f"{name:30}{row['fits/s']:10.0f}{100 * row['good']:9.2f}"
             f"{row['mean nfev']:11.1f}{row['max nfev']:10}",
             flush=True,
         )
