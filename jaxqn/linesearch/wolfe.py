@@ -176,15 +176,16 @@ def _doubt(u: Array, v: Array) -> Array:
 def _noisy(lo: Array, hi: Array, trial: Array, phi0: Array) -> Array:
     """Whether noise beyond rounding hides what a bracket had to show.
 
-    Values differ from what slopes make of them by the cube of the way, and so by an eighth of it on
-    half the way. Noise remains as it is.
+    Values differ from what slopes make of them as the cube of the way: on half the way by an eighth
+    of that. Noise remains, and is more than both slopes could explain.
     """
     hi = jnp.where(jnp.isfinite(hi[0]), hi, trial)
     far, near = _disagreement(lo, hi), _disagreement(lo, trial)
     shorter = jnp.abs(trial[0] - lo[0]) <= 0.5 * jnp.abs(hi[0] - lo[0])
     du, dv, _ = _differences(lo, trial)
+    beyond = (near > 2 * rounding_noise(phi0)) & (near > jnp.abs(du) + jnp.abs(dv))
     modest = near <= eps(phi0.dtype) ** 0.5 * jnp.abs(phi0)
-    return shorter & (near >= 0.7 * far) & (near > jnp.abs(du) + jnp.abs(dv)) & modest
+    return shorter & (near >= 0.7 * far) & beyond & modest
 
 
 def _disagreement(u: Array, v: Array) -> Array:
