@@ -279,7 +279,7 @@ def _run(
     """Run the loop to a status."""
     evaluate, hessian = problem.on_vectors(x0, args, state.x_scale)
     state = run(state, evaluate, problem.qn, problem.linesearch, tol, hessian)
-    best, back = lowest(state), problem.vector(x0)[1]
+    best, back = lowest(state, alone=True), problem.vector(x0)[1]
     nit, nfev, *_ = state.counts
     return MinimizeResult(
         x=back(best.x),

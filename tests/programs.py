@@ -36,6 +36,12 @@ def count(jaxpr, name):
     return sum(equation.primitive.name == name for equation in equations(jaxpr))
 
 
+def bodies(jaxpr):
+    """The bodies of the loops in which the objective is evaluated."""
+    loops = [e.params["body_jaxpr"].jaxpr for e in equations(jaxpr) if e.primitive.name == "while"]
+    return [body for body in loops if count(body, "marker")]
+
+
 def product_shapes(jaxpr):
     """The operands' shapes of every product in a jaxpr."""
     return [

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from programs import TraceCounter, count, equations, marked
+from programs import TraceCounter, bodies, count, equations, marked
 
 import jaxqn
 from jaxqn import Status, minimize, minimize_batch, multi_start
@@ -344,12 +344,6 @@ def assert_width(problems, n, lanes):
 
 
 # What is compiled.
-
-
-def bodies(jaxpr):
-    """The bodies of the loops in which the objective is evaluated."""
-    loops = [e.params["body_jaxpr"].jaxpr for e in equations(jaxpr) if e.primitive.name == "while"]
-    return [body for body in loops if count(body, "marker")]
 
 
 def outside_loops(jaxpr):
