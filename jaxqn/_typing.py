@@ -1,7 +1,7 @@
 """Type aliases shared by every room."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import jax
 
@@ -11,3 +11,10 @@ ArrayTree = Any
 
 Objective = Callable[..., Any]
 """``fun(x, *args) -> scalar``, or ``(scalar, aux)`` with ``has_aux=True``."""
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def compiled(fun: F) -> F:
+    """``jax.jit``, as a decorator that keeps the function's type."""
+    return cast(F, jax.jit(fun))

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxqn._checks import check_callback, check_state, check_x0, check_x_scale, is_traced
-from jaxqn._numerics import dot
 from jaxqn._packing import repack, unpacked
 from jaxqn._problem import Problem, problem_of, tolerances
 from jaxqn._ring import MemoryState
@@ -21,7 +20,7 @@ from jaxqn._typing import Array, ArrayTree, Objective
 from jaxqn.linesearch import LineSearch
 from jaxqn.loop import LoopState, lowest, run
 from jaxqn.pairs import inverse_hessian_product, stored_pairs
-from jaxqn.quasi_newton import DenseState, QuasiNewton, inverse_hessian
+from jaxqn.quasi_newton import DenseState, QuasiNewton, dense, inverse_hessian
 from jaxqn.termination import MESSAGES, Status, Tolerances
 
 __all__ = ["MinimizeResult", "minimize"]
@@ -86,9 +85,7 @@ class MinimizeResult(NamedTuple):
                 "a limited-memory method has no matrix: multiply by it with "
                 "result.hess_inv_product(v), or take result.pairs"
             )
-        u, unit = self.state.x_scale, self.state.scalars[..., 0, None, None]
-        H = inverse_hessian(self._approx) / unit
-        return H if u is None else u[..., :, None] * u[..., None, :] * H
+        return _matrix(self.state)
 
     def hess_inv_product(self, v: ArrayTree) -> ArrayTree:
         """H v with the final approximation of the inverse Hessian, for ``v`` like ``x``.
@@ -97,13 +94,8 @@ class MinimizeResult(NamedTuple):
         """
         if np.ndim(self.status):
             raise ValueError("hess_inv_product is for one problem: take it under jax.vmap")
-        if isinstance(self._approx, DenseState):
-            vector, back = jax.flatten_util.ravel_pytree(v)
-            return back(dot(self.hess_inv, vector))
-        u = self._x_scale
-        Hv = inverse_hessian_product(self._approx, out_of_units(v, u))
-        unit = self.state.scalars[0]
-        return out_of_units(jax.tree.map(lambda h: h / unit.astype(h.dtype), Hv), u)
+        product = _dense_product if isinstance(self._approx, DenseState) else _limited_product
+        return product(self.state, v)
 
     @property
     def pairs(self) -> tuple[ArrayTree, ArrayTree, Array]:
@@ -115,16 +107,7 @@ class MinimizeResult(NamedTuple):
             raise ValueError("pairs is for one problem: take jaxqn.stored_pairs under jax.vmap")
         if not isinstance(self._approx, MemoryState):
             raise ValueError("a dense method keeps no pairs: its matrix is result.hess_inv")
-        S, Y, valid = stored_pairs(self._approx)
-        unit, u = self.state.scalars[0], jax.tree.map(lambda u: u[None], self._x_scale)
-        S, Y = unpacked(S, self.x), unpacked(Y, self.x)
-        Y = jax.tree.map(lambda y: unit.astype(y.dtype) * y, Y)
-        return out_of_units(S, u), in_units(Y, u), valid
-
-    @property
-    def _x_scale(self) -> ArrayTree | None:
-        """The units of the run, like ``x``."""
-        return unpacked(self.state.x_scale, self.x)
+        return _pairs(self.state, self.x)
 
     @property
     def _approx(self) -> Any:
@@ -250,6 +233,39 @@ def minimize(
     if callback is None and not progress:
         return go(x0, state, tol)
     return _observed(go, x0, state, tol, callback, progress)
+
+
+# What a result says of curvature, each compiled, for a kind of state once.
+
+
+@jax.jit
+def _matrix(state: LoopState) -> Array:
+    u, unit = state.x_scale, state.scalars[..., 0, None, None]
+    H = inverse_hessian(state.approx) / unit
+    return H if u is None else u[..., :, None] * u[..., None, :] * H
+
+
+@jax.jit
+def _dense_product(state: LoopState, v: ArrayTree) -> ArrayTree:
+    vector, back = jax.flatten_util.ravel_pytree(v)
+    Hv = dense().apply(state.approx, out_of_units(vector, state.x_scale))
+    return back(out_of_units(Hv / state.scalars[0], state.x_scale))
+
+
+@jax.jit
+def _limited_product(state: LoopState, v: ArrayTree) -> ArrayTree:
+    u, unit = unpacked(state.x_scale, v), state.scalars[0]
+    Hv = inverse_hessian_product(state.approx, out_of_units(v, u))
+    return out_of_units(jax.tree.map(lambda h: h / unit.astype(h.dtype), Hv), u)
+
+
+@jax.jit
+def _pairs(state: LoopState, x: ArrayTree) -> tuple[ArrayTree, ArrayTree, Array]:
+    S, Y, valid = stored_pairs(state.approx)
+    unit, u = state.scalars[0], jax.tree.map(lambda u: u[None], unpacked(state.x_scale, x))
+    S, Y = unpacked(S, x), unpacked(Y, x)
+    Y = jax.tree.map(lambda y: unit.astype(y.dtype) * y, Y)
+    return out_of_units(S, u), in_units(Y, u), valid
 
 
 @functools.partial(jax.jit, static_argnames=("problem",))

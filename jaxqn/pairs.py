@@ -26,7 +26,7 @@ def stored_pairs(state: MemoryState) -> tuple[ArrayTree, ArrayTree, Array]:
     Raises:
       TypeError: the state is of a dense method, which keeps a matrix.
 
-    Cost: a copy of the history.
+    Cost: a copy of the history. It is compiled, for these shapes once, as is the product below.
 
     Example:
       >>> import jax.numpy as jnp
@@ -36,6 +36,11 @@ def stored_pairs(state: MemoryState) -> tuple[ArrayTree, ArrayTree, Array]:
       ([[1.0]], [[2.0]])
     """
     _check(state)
+    return _in_order(state)
+
+
+@jax.jit
+def _in_order(state: MemoryState) -> tuple[ArrayTree, ArrayTree, Array]:
     slots, valid = ages(state)
     S, Y = (jax.tree.map(lambda leaf: leaf[slots], stack) for stack in (state.s, state.y))
     return S, Y, valid
@@ -60,6 +65,11 @@ def inverse_hessian_product(state: MemoryState, v: ArrayTree) -> ArrayTree:
       [1.0]
     """
     _check(state)
+    return _product(state, v)
+
+
+@jax.jit
+def _product(state: MemoryState, v: ArrayTree) -> ArrayTree:
     memory = lsr1_memory if isinstance(state, SR1MemoryState) else lbfgs_memory
     vector = packing(v)(v) if is_packed(state.s) else v
     return unpacked(memory(state.ss.size).apply(state, vector), v)

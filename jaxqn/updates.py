@@ -3,7 +3,7 @@
 Notation: s = x₊ − x (step), y = g₊ − g (gradient change), H ≈ (∇²f)⁻¹, B = H⁻¹, w = H y. Every
 quasi-Newton update maps y to s (the secant equation H₊ y = s), costs one product w and one pass
 over H, and leaves H exactly as it is when the pair is unusable: a zero pair, too little curvature,
-a NaN, or coefficients out of range.
+a NaN, or coefficients out of range. All are compiled, for shapes and dtypes once.
 
 Direct Hessians need no second family. Swapping s and y gives the dual: ``dfp_update(B, y, s)`` is
 the BFGS update of B, ``bfgs_update(B, y, s)`` is DFP's, and SR1 is its own dual (Nocedal & Wright,
@@ -16,7 +16,7 @@ import chex
 import jax.numpy as jnp
 
 from jaxqn._numerics import dot, eps, safe_divide
-from jaxqn._typing import Array
+from jaxqn._typing import Array, compiled
 from jaxqn.rules import (
     Pair,
     Rule,
@@ -44,6 +44,7 @@ __all__ = [
 ]
 
 
+@compiled
 def rank_one(H: Array, u: Array, c: Array | float = 1.0) -> Array:
     """H + c u uᵀ.
 
@@ -62,6 +63,7 @@ def rank_one(H: Array, u: Array, c: Array | float = 1.0) -> Array:
     return H + jnp.outer(c * u, u)
 
 
+@compiled
 def rank_two(H: Array, u: Array, v: Array) -> Array:
     """H + u vᵀ + v uᵀ.
 
@@ -80,6 +82,7 @@ def rank_two(H: Array, u: Array, v: Array) -> Array:
     return H + (jnp.outer(u, v) + jnp.outer(v, u))
 
 
+@compiled
 def sherman_morrison(A_inv: Array, u: Array, v: Array, *, rtol: float | None = None) -> Array:
     """Inverse of A + u vᵀ from the inverse of A.
 
@@ -134,6 +137,7 @@ def _update(rule: Rule, H: Array, s: Array, y: Array, sBs: Array | float | None 
     return c.scale * H + (jnp.outer(c.alpha * p, p) + jnp.outer(c.beta * q, q))
 
 
+@compiled
 def bfgs_update(H: Array, s: Array, y: Array) -> Array:
     """BFGS update of an inverse Hessian.
 
@@ -161,6 +165,7 @@ def bfgs_update(H: Array, s: Array, y: Array) -> Array:
     return _update(bfgs_rule, H, s, y)
 
 
+@compiled
 def dfp_update(H: Array, s: Array, y: Array) -> Array:
     """DFP update of an inverse Hessian.
 
@@ -187,6 +192,7 @@ def dfp_update(H: Array, s: Array, y: Array) -> Array:
     return _update(dfp_rule, H, s, y)
 
 
+@compiled
 def sr1_update(H: Array, s: Array, y: Array) -> Array:
     """Symmetric rank-one update of an inverse Hessian.
 
@@ -215,6 +221,7 @@ def sr1_update(H: Array, s: Array, y: Array) -> Array:
     return _update(sr1_rule, H, s, y)
 
 
+@compiled
 def broyden_update(H: Array, s: Array, y: Array, *, phi: Array | float) -> Array:
     """Update from the Broyden class of inverse Hessians.
 
@@ -245,6 +252,7 @@ def broyden_update(H: Array, s: Array, y: Array, *, phi: Array | float) -> Array
     return _update(functools.partial(broyden_class, phi=phi), H, s, y)
 
 
+@compiled
 def ssbfgs_update(H: Array, s: Array, y: Array, *, sBs: Array | float | None = None) -> Array:
     """Self-scaled BFGS update of an inverse Hessian.
 
@@ -276,6 +284,7 @@ def ssbfgs_update(H: Array, s: Array, y: Array, *, sBs: Array | float | None = N
     return _update(ssbfgs_rule, H, s, y, _sBs(H, s) if sBs is None else sBs)
 
 
+@compiled
 def osbfgs_update(H: Array, s: Array, y: Array, *, sBs: Array | float | None = None) -> Array:
     """Self-scaled BFGS update that enlarges H only where H is too small on balance.
 
@@ -305,6 +314,7 @@ def osbfgs_update(H: Array, s: Array, y: Array, *, sBs: Array | float | None = N
     return _update(osbfgs_rule, H, s, y, _sBs(H, s) if sBs is None else sBs)
 
 
+@compiled
 def ssbroyden_update(H: Array, s: Array, y: Array, *, sBs: Array | float | None = None) -> Array:
     """Self-scaled Broyden update of an inverse Hessian, with computed scaling and parameter.
 

@@ -592,6 +592,18 @@ def test_what_a_result_looks_like():
     assert "None" in repr(jax.tree.map(lambda _: None, batch))
 
 
+@pytest.mark.parametrize("method", [DEFAULT, "lbfgs"])
+def test_what_a_result_says_of_curvature_is_one_program_each(method):
+    result = run("wood", method=method)
+
+    def programs(ask):
+        return [equation.primitive.name for equation in jax.make_jaxpr(ask)(result).jaxpr.eqns]
+
+    asked = [lambda r: r.hess_inv_product(r.x)]
+    asked += [lambda r: r.pairs] if method == "lbfgs" else [lambda r: r.hess_inv]
+    assert [len(programs(ask)) for ask in asked] == [1, 1]
+
+
 def test_under_jit_it_is_the_same():
     x0, args = numbered_start("wood")
     jitted = jax.jit(lambda x, args: minimize(numbered, x, args))(x0, args)
