@@ -68,15 +68,15 @@ def check_quasi_newton(qn: Any) -> None:
 class DenseState(NamedTuple):
     """A dense H, with its newest corrections kept beside the matrix until they are folded in.
 
-        H = base[0] · I + base[1] · matrix + panelᵀ diag(weights) panel
+        H = base[0] · I + base[1] · matrix + panel diag(weights) panelᵀ
 
     Attributes:
       matrix: shape ``(n, n)``; meaningless while its factor is 0.
       base: factors of the identity and of the matrix, shape ``(2,)``.
-      panel: correction vectors, shape ``(2 k, n)``.
+      panel: correction vectors in columns, shape ``(n, 2 k)``.
       weights: their weights, shape ``(2 k,)``.
       counts: pairs absorbed since the start or the last reset, pairs refused since the start, and
-        rows of the panel in use; int32, shape ``(3,)``.
+        columns of the panel in use; int32, shape ``(3,)``.
     """
 
     matrix: Array
@@ -89,7 +89,9 @@ class DenseState(NamedTuple):
 def default_panel(n: int) -> int:
     """Pairs to defer: none while passes over the matrix are cheap, 16 beyond.
 
-    On an accelerator they are for longer, and the branches around a panel are not.
+    On a CPU a panel takes a quarter to a half off an iteration from n = 300 on, but it takes longer
+    to compile, by what a thousand or two of them save there. On an accelerator passes are cheap for
+    longer, and the branches around a panel are not.
     """
     return 16 if n >= (1000 if jax.default_backend() == "cpu" else 5000) else 0
 
@@ -110,7 +112,9 @@ def dense(
       scale_init: multiply the initial H = I by this times sᵀy/yᵀy before the first update
         (Nocedal & Wright, eq. 6.20); 0 leaves it I. SR1 wants less than 1: it refuses the pair
         that fits exactly. An H0 given by the caller is never rescaled.
-      panel: pairs to defer; by default 0 for small n and 16 for large.
+      panel: pairs to defer; by default 16 for large n (on a CPU from 1000, on an accelerator from
+        5000) and 0 for small, which compiles sooner. For many runs of one shape on a CPU 16 pays
+        from n = 300 on.
 
     Returns:
       A :class:`QuasiNewton` over flat vectors. Memory: n² + 2 ``panel`` n numbers.
@@ -137,16 +141,20 @@ def dense(
         return DenseState(
             matrix=jnp.array(H0, dtype) if given else jnp.zeros((n, n), dtype),
             base=jnp.array([0, 1] if given else [1, 0], dtype),
-            panel=jnp.zeros((2 * k, n), dtype),
+            panel=jnp.zeros((n, 2 * k), dtype),
             weights=jnp.zeros((2 * k,), dtype),
             counts=jnp.zeros((3,), jnp.int32),
         )
 
     def apply(state: DenseState, g: Array) -> Array:
+        return product_from(state, g, dot(state.matrix, g))
+
+    def product_from(state: DenseState, g: Array, Mg: Array) -> Array:
+        """H g from that of the matrix, M g."""
         shift, scale = state.base
-        Hg = shift * g + scale * dot(state.matrix, g)
+        Hg = shift * g + scale * Mg
         if state.weights.size:
-            Hg += dot(state.weights * dot(state.panel, g), state.panel)
+            Hg += dot(state.panel, state.weights * dot(g, state.panel))
         return Hg
 
     def first_factor(state: DenseState, pair: Pair) -> Array:
@@ -187,8 +195,10 @@ def dense(
     ) -> tuple[DenseState, Array]:
         if state.weights.size:
             # On a refused trial the product is known. Unbatched this saves a pass over n² numbers;
-            # under vmap it is a select between two vectors.
-            product = jax.lax.cond(moved, lambda: apply(state, g), lambda: Hg)
+            # under vmap it is a select between two vectors. The pass is all that waits for `moved`,
+            # so that a CPU reads the panel beside the matrix.
+            Mg = jax.lax.cond(moved, lambda: dot(state.matrix, g), lambda: Hg)
+            product = jnp.where(moved, product_from(state, g, Mg), Hg)
         else:
             product = apply(state, g)
         w = product - Hg
@@ -237,14 +247,14 @@ def _write(state: DenseState, p: Array, q: Array, c: Correction) -> DenseState:
 
 def _defer(state: DenseState, p: Array, q: Array, c: Correction) -> DenseState:
     """Put a correction into the panel; fold the panel into the matrix when it is full."""
-    rows, weights, accepted = jnp.stack([p, q]), jnp.stack([c.alpha, c.beta]), c.accepted
+    pair, weights, accepted = jnp.stack([p, q], 1), jnp.stack([c.alpha, c.beta]), c.accepted
     at = state.counts[2]
     zero = jnp.zeros_like(at)
-    held = jax.lax.dynamic_slice(state.panel, (at, zero), rows.shape)
-    rows = jnp.where(accepted, rows, held)
+    held = jax.lax.dynamic_slice(state.panel, (zero, at), pair.shape)
+    pair = jnp.where(accepted, pair, held)
     used = 2 * accepted.astype(jnp.int32) * jnp.array([0, 0, 1], jnp.int32)
     state = state._replace(
-        panel=jax.lax.dynamic_update_slice(state.panel, rows, (at, zero)),
+        panel=jax.lax.dynamic_update_slice(state.panel, pair, (zero, at)),
         weights=jax.lax.dynamic_update_slice(state.weights, weights, (at,)),
         counts=state.counts + used,
     )
@@ -256,7 +266,7 @@ def _defer(state: DenseState, p: Array, q: Array, c: Correction) -> DenseState:
 def _fold(state: DenseState) -> DenseState:
     """Write the panel into the matrix."""
     shift, scale = state.base
-    correction = dot((state.weights[:, None] * state.panel).T, state.panel)
+    correction = dot(state.weights[None] * state.panel, state.panel.T)
     return state._replace(
         matrix=scale * state.matrix + (correction + shift * _identity(state)),
         base=jnp.array([0, 1], state.base.dtype),
@@ -268,7 +278,7 @@ def _fold(state: DenseState) -> DenseState:
 def inverse_hessian(state: DenseState) -> Array:
     """The matrix H of a dense state, symmetric, shape ``(..., n, n)``, for any batch axes."""
     low_rank = jnp.einsum(
-        "...k,...ki,...kj->...ij", state.weights, state.panel, state.panel, precision=HIGHEST
+        "...k,...ik,...jk->...ij", state.weights, state.panel, state.panel, precision=HIGHEST
     )
     shift, scale = state.base[..., 0, None, None], state.base[..., 1, None, None]
     H = shift * _identity(state) + scale * state.matrix + low_rank
