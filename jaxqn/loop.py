@@ -131,7 +131,6 @@ def start(
     """The state before anything is evaluated, all of it in units; the first trip evaluates x."""
     dtype, zeros = _stacks.tree_dtype(x), jax.tree.map(jnp.zeros_like, x)
     zero, one, inf = jnp.zeros((), dtype), jnp.ones((), dtype), jnp.full((), jnp.inf, dtype)
-    unit = zero if H0 is None else one
     return LoopState(
         point=Point(x, f=inf, g=zeros, aux=aux),
         best=Trial(jnp.stack([zero, inf, inf, inf]), g=zeros, aux=aux),
@@ -139,9 +138,8 @@ def start(
         search=linesearch.init(zero, -one, one),
         approx=qn.init(x, H0),
         steepest=jnp.array(H0 is None and qn.renew is None),
-        # A unit of 0 is yet to be taken from the first gradient.
         free=jnp.array(H0 is None),
-        scalars=jnp.stack([unit, inf, inf, inf, inf, one, inf, zero]),
+        scalars=jnp.stack([one, inf, inf, inf, inf, one, inf, zero]),
         counts=jnp.zeros((4,), jnp.int32),
         status=jnp.int32(Status.RUNNING),
         x_scale=x_scale,
@@ -162,14 +160,14 @@ def trip(
     """
     point, best = state.point, state.best
     nit, nfev, flat, _ = state.counts
-    unit, g0_norm, g_norm, jac_norm, g_best, gHg, f_best, xx0 = state.scalars
+    known, g0_norm, g_norm, jac_norm, g_best, gHg, f_best, xx0 = state.scalars
     running = state.status == Status.RUNNING
     first = nfev == 0
     long = _stacks.is_long(point.x)
     maybe, where = functools.partial(rarely, long=long), functools.partial(only, long=long)
 
     # Propose and evaluate. This is the only place where the objective is called.
-    alpha, known = state.search.alpha, jnp.where(unit > 0, unit, 1)
+    alpha = state.search.alpha
     trial = evaluate(along(point.x, alpha, state.Hg), known)
 
     # What is asked of a vector at times only is a function, called wherever it is asked. Of short
@@ -182,7 +180,7 @@ def trip(
         return _stacks.inf_norms(trial.g, in_units(trial.g, state.x_scale), digits)
 
     largest, jac_largest = norms()[:2]
-    unit = jnp.where(unit > 0, unit, power_of_two(largest))
+    unit = jnp.where(first & state.free, power_of_two(largest), known)
 
     # Judge. A failed search still has its lowest trial to offer.
     def products() -> list[Array]:
