@@ -7,7 +7,7 @@ B = H⁻¹, w = H y.
 import jax.numpy as jnp
 
 from jaxqn._numerics import dot, eps, safe_divide
-from jaxqn._typing import Array
+from jaxqn._typing import Array, compiled
 
 __all__ = ["has_curvature", "in_range", "powell_damping", "powell_fraction"]
 
@@ -56,6 +56,7 @@ def in_range(ss: Array, yy: Array) -> Array:
     return (jnp.minimum(ss, yy) > least) & jnp.isfinite(ss) & jnp.isfinite(yy)
 
 
+@compiled
 def powell_damping(s: Array, y: Array, Hy: Array, *, theta: float = 0.2) -> Array:
     """Replace s by a step with enough curvature, Powell's damping in inverse form.
 

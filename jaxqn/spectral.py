@@ -8,6 +8,8 @@ and the result is positive semidefinite and bounded by 1/delta, whatever H is: �
 climbs and is no longer than ‖g‖/delta. In this room H is the Hessian itself, and H_inv its inverse.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -28,7 +30,7 @@ __all__ = [
 ]
 
 # f(λ) of a corrected eigenvalue; an infinite one leaves its direction out.
-_MODES = {
+_MODES: dict[str, Callable[[Array, Array], Array]] = {
     "reflect": lambda values, delta: jnp.maximum(jnp.abs(values), delta),
     "clip": jnp.maximum,
     "drop": lambda values, _: jnp.full_like(values, jnp.inf),
@@ -104,7 +106,13 @@ def spectral_correction(
       al., NeurIPS 2014, arXiv:1406.2572, for "reflect".
     """
     H = _matrix("H", H)
-    limit, floor, floored = _options(rank, floor, mode, H.dtype)
+    check_choices(rank, mode)
+    limit = len(H) if rank == "all" else min(int(rank), len(H))
+    return _spectral_correction(H, _relative(floor, H.dtype), limit, mode)
+
+
+@functools.partial(jax.jit, static_argnames=("limit", "mode"))
+def _spectral_correction(H: Array, floor: Array, limit: int, mode: str) -> SpectralCorrection:
     n, unit = H.shape[0], _unit(H)
     half = H / (2 * unit)
     values, vectors = jnp.linalg.eigh(half + half.T, symmetrize_input=False)
@@ -112,10 +120,10 @@ def spectral_correction(
     delta = floor * largest
     needs = values < delta
     chosen = needs
-    if limit is not None and limit < n:
+    if limit < n:
         _, smallest = jax.lax.top_k(-jnp.where(needs, jnp.abs(values), jnp.inf), limit)
         chosen = needs & jnp.zeros(n, bool).at[smallest].set(True)
-    f = jnp.where(chosen, floored(values, delta), jnp.where(needs, jnp.inf, values))
+    f = jnp.where(chosen, _MODES[mode](values, delta), jnp.where(needs, jnp.inf, values))
     bad = jnp.where(jnp.isfinite(delta), 0.0, jnp.nan)
     f = jnp.where(largest > 0, f, 1) + bad
     unit = jnp.where(largest > 0, unit, 1)
@@ -189,11 +197,18 @@ def correct_inverse(
             f"eigenvalues and eigenvectors must have shapes (k,) and ({H_inv.shape[0]}, k), a "
             f"column for a vector, but they have {values.shape} and {vectors.shape}"
         )
-    _, floor, floored = _options("all", floor, mode, H_inv.dtype)
+    check_choices("all", mode)
+    return _correct_inverse(H_inv, values, vectors, _relative(floor, H_inv.dtype), largest, mode)
+
+
+@functools.partial(jax.jit, static_argnames="mode")
+def _correct_inverse(
+    H_inv: Array, values: Array, vectors: Array, floor: Array, largest: Any, mode: str
+) -> Array:
     if largest is None:
         largest = jnp.max(jnp.where(jnp.isfinite(values), jnp.abs(values), 0), initial=0)
     delta = floor * jnp.asarray(largest, H_inv.dtype)
-    excess = 1 / floored(values, delta) - jnp.sum(vectors * dot(H_inv, vectors), axis=0)
+    excess = 1 / _MODES[mode](values, delta) - jnp.sum(vectors * dot(H_inv, vectors), axis=0)
     used = (values < delta) & (delta > 0) & jnp.isfinite(values) & jnp.isfinite(excess)
     basis = jnp.where(used[None, :], vectors, 0)
     half = dot(basis * (jnp.where(used, excess, 0) / 2 + 0 * floor)[None, :], basis.T)
@@ -249,6 +264,11 @@ def wedderburn(H: Array, e: Array) -> Array:
     H, e = _matrix("H", H), _floating("e", e)
     if e.shape != H.shape[:1]:
         raise ValueError(f"e must have shape {H.shape[:1]} to go with H, but it has {e.shape}")
+    return _wedderburn(H, e)
+
+
+@jax.jit
+def _wedderburn(H: Array, e: Array) -> Array:
     e = e / _unit(e)
     He = dot(H, e)
     unit = _unit(He)
@@ -293,13 +313,12 @@ def check_choices(rank: Any, mode: Any) -> None:
         raise ValueError(f"mode must be one of {', '.join(_MODES)}, but it is {mode!r}")
 
 
-def _options(rank: Any, floor: Any, mode: Any, dtype: Any) -> tuple[int | None, Array, Any]:
-    """Limit (None for "all"), floor (NaN if traced and out of range), and f by mode."""
-    check_choices(rank, mode)
+def _relative(floor: Any, dtype: Any) -> Array:
+    """The floor relative to max|λ|, √eps by default; NaN if traced and out of range."""
     floor = eps(dtype) ** 0.5 if floor is None else floor
     known = not isinstance(floor, jax.core.Tracer)
     if jnp.shape(floor) != () or (known and not 0 < np.asarray(floor, dtype) <= 1):
         raise ValueError(f"floor, relative to max|λ|, must be a number in (0, 1], not {floor!r}")
-    floor = jnp.asarray(floor, dtype)
-    floor = jnp.where((floor > 0) & (floor <= 1), floor, jnp.nan)
-    return None if rank == "all" else int(rank), floor, _MODES[mode]
+    if known:
+        return jnp.asarray(floor, dtype)
+    return jnp.where((floor > 0) & (floor <= 1), floor, jnp.nan).astype(dtype)

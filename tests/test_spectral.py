@@ -534,6 +534,19 @@ def test_one_decomposition_and_no_select_over_a_matrix():
     assert product_shapes(jaxpr) == [((7, 7), (7, 7))]
 
 
+def test_each_is_one_program():
+    """Called as it is, too: options are static, and what is left is compiled once."""
+    H, e, column = jnp.eye(3), jnp.ones(3), jnp.ones((3, 1))
+    for function in (
+        spectral_correction,
+        lambda H: correct_inverse(H, e[:1], column, floor=0.25),
+        lambda H: wedderburn(H, e),
+    ):
+        equations = jax.make_jaxpr(function)(H).jaxpr.eqns
+        (equation,) = [eqn for eqn in equations if (3, 3) in [v.aval.shape for v in eqn.invars]]
+        assert "jaxpr" in equation.params
+
+
 @pytest.mark.parametrize("rank", [-1, 1.0, 2.5, True, None, "two", "All"])
 def test_a_bad_rank_is_refused(rank):
     with pytest.raises(ValueError, match="rank must be a static int of at least 0, or 'all'"):
