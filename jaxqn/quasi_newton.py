@@ -87,13 +87,13 @@ class DenseState(NamedTuple):
 
 
 def default_panel(n: int) -> int:
-    """Pairs to defer: none while passes over the matrix are cheap, 16 beyond.
+    """Pairs to defer: none while passes over the matrix are cheap, 32 beyond.
 
     On a CPU a panel takes a quarter to a half off an iteration from n = 300 on, but it takes longer
     to compile, by what a thousand or two of them save there. On an accelerator passes are cheap for
     longer, and the branches around a panel are not.
     """
-    return 16 if n >= (1000 if jax.default_backend() == "cpu" else 5000) else 0
+    return 32 if n >= (1000 if jax.default_backend() == "cpu" else 5000) else 0
 
 
 @functools.cache
@@ -112,8 +112,8 @@ def dense(
       scale_init: multiply the initial H = I by this times sᵀy/yᵀy before the first update
         (Nocedal & Wright, eq. 6.20); 0 leaves it I. SR1 wants less than 1: it refuses the pair
         that fits exactly. An H0 given by the caller is never rescaled.
-      panel: pairs to defer; by default 16 for large n (on a CPU from 1000, on an accelerator from
-        5000) and 0 for small, which compiles sooner. For many runs of one shape on a CPU 16 pays
+      panel: pairs to defer; by default 32 for large n (on a CPU from 1000, on an accelerator from
+        5000) and 0 for small, which compiles sooner. For many runs of one shape on a CPU 32 pays
         from n = 300 on.
 
     Returns:

@@ -576,7 +576,7 @@ def test_what_is_long_and_what_is_deferred_depends_on_the_device(backend, long, 
         True,
     ]
     large = 1000 if backend == "cpu" else 5000
-    assert [default_panel(n) for n in (large - 1, large)] == [0, 16]
+    assert [default_panel(n) for n in (large - 1, large)] == [0, 32]
 
 
 def test_what_a_result_looks_like():
