@@ -16,6 +16,7 @@ Workloads, each printing jaxqn and every installed peer side by side:
   eigenpairs  extremal eigenpairs of a network's Hessian
   digits      SGD and Adam with the spectral correction, for a CNN and an RNN
   training    mini-batch methods on a CNN, an RNN and a transformer
+  fingerprint hashes of traced programs, to show that a rearrangement changes none
 
 A peer that is not installed is skipped by name; the environment variable
 SSBROYDEN_PORT may name a file with the self-scaled optax port (see `peers`).
@@ -50,7 +51,11 @@ WORKLOADS = (
     "eigenpairs",
     "digits",
     "training",
+    "fingerprint",
 )
+MEASUREMENTS = WORKLOADS[:-1]
+"""What runs unless something is named: all that measures."""
+
 VERSIONS = ("jax", "jaxqn", "optax", "optimistix", "jaxopt", "scipy", "scikit-learn", "sif2jax")
 
 
@@ -107,7 +112,7 @@ def main(argv=None) -> None:
 
     jax.config.update("jax_enable_x64", options.dtype == "float64")
     results = {"versions": print_versions(), "dtype": options.dtype}
-    for name in options.workloads or WORKLOADS:
+    for name in options.workloads or MEASUREMENTS:
         print(f"\n== {name} ==", flush=True)
         started = time.perf_counter()
         module = importlib.import_module(f".{name}", __package__)
