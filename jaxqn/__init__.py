@@ -1,7 +1,52 @@
 """Quasi-Newton minimisation for JAX: formulas, drivers and optax transformations."""
 
 from jaxqn import derivatives as derivatives
-from jaxqn.aliases import (
+from jaxqn.drivers import (
+    BatchState,
+    MinimizeResult,
+    MultiStartResult,
+    minimize,
+    minimize_batch,
+    minimize_stream,
+    multi_start,
+)
+from jaxqn.formulas import (
+    SpectralCorrection,
+    bfgs_update,
+    broyden_update,
+    correct_inverse,
+    dfp_update,
+    osbfgs_update,
+    powell_damping,
+    rank_one,
+    rank_one_correction,
+    rank_two,
+    sherman_morrison,
+    spectral_correction,
+    spectral_inverse,
+    sr1_update,
+    ssbfgs_update,
+    ssbroyden_update,
+    wedderburn,
+)
+from jaxqn.formulas import rules as rules
+from jaxqn.formulas import updates as updates
+from jaxqn.linalg import Eigenpairs, eigenpairs, hessian_eigenpairs
+from jaxqn.linesearch import LineSearch, backtracking, wolfe
+from jaxqn.loop import MESSAGES, Status
+from jaxqn.quasi_newton import METHODS as _METHODS
+from jaxqn.quasi_newton import (
+    QuasiNewton,
+    corrected_newton,
+    damped,
+    dense,
+    inverse_hessian_product,
+    lbfgs_memory,
+    lsr1_memory,
+    same_batch_pair,
+    stored_pairs,
+)
+from jaxqn.transforms import (
     bfgs,
     broyden,
     dfp,
@@ -9,34 +54,6 @@ from jaxqn.aliases import (
     lsr1,
     newton,
     osbfgs,
-    sr1,
-    ssbfgs,
-    ssbroyden,
-)
-from jaxqn.batch import BatchState, MultiStartResult, minimize_batch, multi_start
-from jaxqn.curvature import powell_damping
-from jaxqn.damping import damped
-from jaxqn.eigenpairs import Eigenpairs, eigenpairs, hessian_eigenpairs
-from jaxqn.linesearch import LineSearch, backtracking, wolfe
-from jaxqn.memory import lbfgs_memory
-from jaxqn.memory_sr1 import lsr1_memory
-from jaxqn.methods import METHODS as _METHODS
-from jaxqn.minimize import MinimizeResult, minimize
-from jaxqn.newton import corrected_newton
-from jaxqn.pairs import inverse_hessian_product, stored_pairs
-from jaxqn.quasi_newton import QuasiNewton, dense
-from jaxqn.spectral import (
-    SpectralCorrection,
-    correct_inverse,
-    rank_one_correction,
-    spectral_correction,
-    spectral_inverse,
-    wedderburn,
-)
-from jaxqn.stochastic import same_batch_pair
-from jaxqn.stream import minimize_stream
-from jaxqn.termination import MESSAGES, Status
-from jaxqn.transforms import (
     scale_by_bfgs,
     scale_by_broyden,
     scale_by_corrected_adam,
@@ -53,18 +70,9 @@ from jaxqn.transforms import (
     scale_by_ssbfgs,
     scale_by_ssbroyden,
     scale_by_stochastic_lbfgs,
-)
-from jaxqn.updates import (
-    bfgs_update,
-    broyden_update,
-    dfp_update,
-    osbfgs_update,
-    rank_one,
-    rank_two,
-    sherman_morrison,
-    sr1_update,
-    ssbfgs_update,
-    ssbroyden_update,
+    sr1,
+    ssbfgs,
+    ssbroyden,
 )
 
 __version__ = "0.1.0"

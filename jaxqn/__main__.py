@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 import jaxqn
-from jaxqn import _demo
+from jaxqn.demo import iris as iris_demo
 
 
 class Column(NamedTuple):
@@ -80,7 +80,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help=f"fit with this method only; may be repeated. One of {', '.join(jaxqn.METHODS)}",
     )
     parser.add_argument(
-        "--dtype", choices=tuple(_demo.GTOL), default="float32", help="default: %(default)s"
+        "--dtype", choices=tuple(iris_demo.GTOL), default="float32", help="default: %(default)s"
     )
     parser.add_argument(
         "--resamples", type=int, default=300, metavar="N", help="default: %(default)s, at least 2"
@@ -123,10 +123,10 @@ def run(options: argparse.Namespace) -> None:
     if options.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
     methods = tuple(dict.fromkeys(options.method or jaxqn.METHODS))
-    iris = _demo.load_iris(options.dtype)
+    iris = iris_demo.load_iris(options.dtype)
     say(introduction(iris))
     best, params = compare_methods(iris, methods)
-    correct, rows = _demo.correctly_classified(iris, params), iris.X.shape[0]
+    correct, rows = iris_demo.correctly_classified(iris, params), iris.X.shape[0]
     say(f"\nThe fit of {best.method} puts {correct} of {rows} flowers in their own species.\n")
     default = inspect.signature(jaxqn.minimize).parameters["method"].default
     chosen = default if default in methods else best.method
@@ -142,7 +142,7 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def introduction(iris: _demo.Problem) -> str:
+def introduction(iris: iris_demo.Problem) -> str:
     """What is about to be fitted."""
     rows, features = iris.X.shape
     parameters = (1 + features) * len(iris.species)
@@ -151,11 +151,11 @@ def introduction(iris: _demo.Problem) -> str:
         f"{iris.X.dtype.name}\n"
         f"Fisher's irises: {rows} flowers, {features} measurements, {len(iris.species)} species.\n"
         f"Multinomial logistic regression, {parameters} parameters, all zero at the start; "
-        f"a fit ends\nwhen no entry of the gradient exceeds {_demo.tolerance(iris):.0e}.\n"
+        f"a fit ends\nwhen no entry of the gradient exceeds {iris_demo.tolerance(iris):.0e}.\n"
     )
 
 
-def compare_methods(iris: _demo.Problem, methods: Sequence[str]) -> tuple[_demo.Fit, Any]:
+def compare_methods(iris: iris_demo.Problem, methods: Sequence[str]) -> tuple[iris_demo.Fit, Any]:
     """Prints the table of methods; returns the row of the best one and its parameters.
 
     The best is the converged fit with the fewest evaluations, or the lowest loss if none converged.
@@ -163,10 +163,10 @@ def compare_methods(iris: _demo.Problem, methods: Sequence[str]) -> tuple[_demo.
     say(title_line(FIT_COLUMNS))
     fits = []
     for method in methods:
-        row, params = _demo.fit(iris, method)
+        row, params = iris_demo.fit(iris, method)
         say(row_line(FIT_COLUMNS, row))
         fits.append((row, params))
-    scipy_row = _demo.fit_scipy(iris)
+    scipy_row = iris_demo.fit_scipy(iris)
     say(row_line(FIT_COLUMNS, scipy_row) if scipy_row else "(SciPy is not installed: no SciPy row)")
     converged = [pair for pair in fits if pair[0].status == "converged"]
     if converged:
@@ -174,13 +174,13 @@ def compare_methods(iris: _demo.Problem, methods: Sequence[str]) -> tuple[_demo.
     return min(fits, key=lambda pair: pair[0].loss)
 
 
-def resample(iris: _demo.Problem, params: Any, method: str, resamples: int) -> _demo.Spread:
+def resample(iris: iris_demo.Problem, params: Any, method: str, resamples: int) -> iris_demo.Spread:
     """Prints the table of the parameters' bootstrap spread, and returns it."""
-    result, compile_ms, run_ms = _demo.bootstrap(iris, params, method, resamples)
-    spread = _demo.spread(params, result.x)
+    result, compile_ms, run_ms = iris_demo.bootstrap(iris, params, method, resamples)
+    spread = iris_demo.spread(params, result.x)
     endings, counts = np.unique(np.asarray(result.status), return_counts=True)
     ended = ", ".join(
-        f"{count} {_demo.status_name(int(status))}"
+        f"{count} {iris_demo.status_name(int(status))}"
         for status, count in zip(endings, counts, strict=True)
     )
     say(
@@ -208,17 +208,17 @@ def closing(options: argparse.Namespace) -> str:
     )
 
 
-def convergence(iris: _demo.Problem, methods: Sequence[str]) -> dict[str, list[float]]:
+def convergence(iris: iris_demo.Problem, methods: Sequence[str]) -> dict[str, list[float]]:
     """The loss at every evaluation of each fit, by method."""
-    values = {method: _demo.values_seen(iris, method) for method in methods}
+    values = {method: iris_demo.values_seen(iris, method) for method in methods}
     scipy_values: list[float] = []
-    if _demo.fit_scipy(iris, on_value=scipy_values.append):
+    if iris_demo.fit_scipy(iris, on_value=scipy_values.append):
         values["scipy BFGS"] = scipy_values
     return values
 
 
 def plot(
-    path: Path, iris: _demo.Problem, spread: _demo.Spread, values: dict[str, list[float]]
+    path: Path, iris: iris_demo.Problem, spread: iris_demo.Spread, values: dict[str, list[float]]
 ) -> None:
     """Draws the parameters with their intervals, and how fast each method comes down."""
     from matplotlib.figure import Figure

@@ -10,8 +10,9 @@ import pytest
 from problems import rosenbrock
 
 import jaxqn
-from jaxqn import aliases, backtracking, wolfe
+from jaxqn import backtracking, wolfe
 from jaxqn.transforms import (
+    aliases,
     scale_by_bfgs,
     scale_by_broyden,
     scale_by_linesearch,

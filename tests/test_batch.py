@@ -10,9 +10,10 @@ import pytest
 from programs import TraceCounter, bodies, count, equations, marked
 
 import jaxqn
-from jaxqn import Status, minimize, minimize_batch, multi_start
-from jaxqn._axes import common_size, split
-from jaxqn._lanes import narrow
+from jaxqn import Status, minimize_batch, multi_start
+from jaxqn.drivers import minimize
+from jaxqn.drivers.in_axes import common_size, split
+from jaxqn.drivers.lanes import second_stage_lanes
 
 COUNT = 1024
 MANY = 72
@@ -151,7 +152,7 @@ def test_every_problem_is_as_alone(lanes):
     x, data, _ = problems()
     result = batch(x, data, lanes=lanes)
     assert_same(result, singles(), tol=1e-7)
-    assert result.state.lanes.tolist() == [[lanes, narrow(lanes)]]
+    assert result.state.lanes.tolist() == [[lanes, second_stage_lanes(lanes)]]
 
 
 @pytest.mark.parametrize("lanes", [7, MANY])
@@ -165,7 +166,7 @@ def test_the_order_of_the_queue_changes_nothing(lanes):
     for order in (backwards, hardest_first, hardest_last, shuffled):
         moved = batch(x[order], taken(data, order), lanes=lanes)
         assert_same(moved, taken(result._replace(state=None), order), tol=1e-7)
-        if narrow(lanes) == 0:
+        if second_stage_lanes(lanes) == 0:
             for field in FIELDS:
                 a, b = getattr(moved, field), getattr(result, field)[order]
                 np.testing.assert_array_equal(a, b, field)
@@ -376,7 +377,7 @@ def traced(method, lanes, n=13):
 def test_a_loop_for_either_width_with_one_objective_site_each(method, lanes):
     """No loop in the loop evaluates: no lane waits for another's line search."""
     jaxpr = traced(method, lanes)
-    widths = 1 + (narrow(lanes) > 0)
+    widths = 1 + (second_stage_lanes(lanes) > 0)
     assert len(bodies(jaxpr)) == widths
     assert count(jaxpr, "marker") == widths
 
@@ -388,7 +389,9 @@ def test_no_matrix_is_selected_in_a_trip(method):
     def selected(equations):
         return {e.outvars[0].aval.shape for e in equations if e.primitive.name == "select_n"}
 
-    for body, lanes in zip(bodies(traced(method, MANY)), (MANY, narrow(MANY)), strict=True):
+    for body, lanes in zip(
+        bodies(traced(method, MANY)), (MANY, second_stage_lanes(MANY)), strict=True
+    ):
         in_a_trip = selected(outside_loops(body))
         assert (lanes, 13) in in_a_trip, "the vectors should be seen"
         assert (lanes, 13, 13) not in in_a_trip
@@ -418,7 +421,7 @@ def test_lanes_stay_busy():
     result = batch(x[order], taken(data, order), lanes=MANY, maxfun=300)
     nfev, (lanes,), (trips,) = map(np.asarray, (result.nfev, *result.state))
     assert nfev.max() > 8 * nfev.mean()
-    assert lanes.tolist() == [MANY, narrow(MANY)]
+    assert lanes.tolist() == [MANY, second_stage_lanes(MANY)]
     occupancy = nfev.sum() / (trips @ lanes)
     assert float(result.state.occupancy(result.nfev)) == pytest.approx(occupancy, rel=1e-6)
     assert occupancy >= 0.9

@@ -9,7 +9,8 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from programs import bodies, count, marked
 
-from jaxqn import Status, minimize
+from jaxqn import Status
+from jaxqn.drivers import minimize
 
 
 def valley(x, data):

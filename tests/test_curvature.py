@@ -6,7 +6,7 @@ import numpy as np
 import oracles
 import pytest
 
-from jaxqn.curvature import has_curvature, powell_damping
+from jaxqn.formulas.curvature import has_curvature, powell_damping
 
 N = 5
 usable = jax.jit(lambda s, y: has_curvature(s @ s, s @ y, y @ y))

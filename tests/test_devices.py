@@ -65,7 +65,7 @@ def test_the_state_is_sharded_as_the_parameters_are():
     result = solve(x0, maxiter=3)
     for name in ("a", "b", "w"):
         size = x0[name].size
-        for vector in (result.x, result.state.point.g, result.state.Hg):
+        for vector in (result.x, result.state.point.g, result.state.plan):
             assert {s.data.size for s in vector[name].addressable_shards} == {size // 8}
         for stack in (result.state.approx.s, result.state.approx.y):
             assert {s.data.size for s in stack[name].addressable_shards} == {10 * size // 8}

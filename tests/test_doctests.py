@@ -49,7 +49,7 @@ def test_docstring(name):
 
 def test_the_factories_examples_are_found():
     """`functools.cache` hides a docstring from doctest; ours are run all the same."""
-    names = {test.name for test in examples(importlib.import_module("jaxqn.quasi_newton"))}
-    assert "jaxqn.quasi_newton.dense" in names
+    names = {test.name for test in examples(importlib.import_module("jaxqn.quasi_newton.dense"))}
+    assert "jaxqn.quasi_newton.dense.dense" in names
     names = {test.name for test in examples(importlib.import_module("jaxqn.linesearch.wolfe"))}
     assert "jaxqn.linesearch.wolfe.wolfe" in names

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from programs import TraceCounter, count, marker_p
 
-from jaxqn.eigenpairs import Eigenpairs, eigenpairs, hessian_eigenpairs
+from jaxqn.linalg.eigenpairs import Eigenpairs, eigenpairs, hessian_eigenpairs
 
 N, K = 60, 3
 ENDS = ("largest", "smallest", "largest_magnitude", "smallest_magnitude")

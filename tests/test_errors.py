@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import jaxqn
-from jaxqn import METHODS, minimize
+from jaxqn import METHODS
+from jaxqn.drivers import minimize
 
 X = np.ones(2, np.float64)
 

@@ -9,7 +9,7 @@ import optax
 import oracles
 import pytest
 
-from jaxqn.kronecker import (
+from jaxqn.formulas.kronecker import (
     inverse_root,
     inverse_root_update,
     kronecker_direction,

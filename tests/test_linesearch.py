@@ -12,8 +12,9 @@ import pytest
 from scipy.optimize import rosen, rosen_der
 from scipy.optimize._dcsrch import DCSRCH
 
-from jaxqn import backtracking, minimize, wolfe
-from jaxqn.linesearch import conditions, initial
+from jaxqn import backtracking, wolfe
+from jaxqn.drivers import minimize
+from jaxqn.linesearch import conditions, first_trial
 
 C1, C2 = 1e-4, 0.9
 
@@ -504,15 +505,15 @@ def test_the_same_options_are_the_same_search(make):
 def test_the_first_trial_repeats_a_decrease(curvature):
     """Along phi(a) = curvature a²/2 − a the exact step decreases by 1/(2 curvature)."""
     decrease, slope = jnp.float64(0.5 / curvature), jnp.float64(-1)
-    np.testing.assert_allclose(initial.parabola_step(decrease, slope), 1 / curvature)
+    np.testing.assert_allclose(first_trial.parabola_step(decrease, slope), 1 / curvature)
     for c in (1e-8, 1e8):
-        scaled = initial.parabola_step(c * decrease, c * slope)
+        scaled = first_trial.parabola_step(c * decrease, c * slope)
         np.testing.assert_allclose(scaled, 1 / curvature)
 
 
 @pytest.mark.parametrize("decrease", [0.6, np.inf, np.nan, 0.0, -1.0])
 def test_the_first_trial_is_at_most_the_full_step(decrease):
-    assert initial.parabola_step(jnp.float64(decrease), jnp.float64(-1)) == 1
+    assert first_trial.parabola_step(jnp.float64(decrease), jnp.float64(-1)) == 1
 
 
 @pytest.mark.parametrize(
@@ -522,7 +523,7 @@ def test_the_first_trial_is_at_most_the_full_step(decrease):
 def test_which_steps_stop_short(alpha, minimiser, expected):
     """By the slopes of a parabola with its minimiser there; a concave one has none."""
     alpha, dphi0, dphi = jnp.float64(alpha), jnp.float64(-1), jnp.float64(alpha / minimiser - 1)
-    assert bool(initial.stopped_short(alpha, dphi0, dphi)) == expected
+    assert bool(first_trial.stopped_short(alpha, dphi0, dphi)) == expected
 
 
 def test_a_step_that_promises_more_than_f_has_to_give_starts_short():
@@ -545,9 +546,11 @@ def test_the_driver_starts_short_after_it_stopped_short():
     runs = [minimize(valley, start, maxiter=k) for k in range(1, 25)]
     trials = []
     for before, after in itertools.pairwise(runs):
-        alpha, slope = after.state.search.alpha, after.state.search.known[0, 2]
+        alpha, slope = after.state.search.alpha, after.state.search.dphi0
         if alpha != 1:
-            repeated = initial.parabola_step(initial.AGAIN * (before.fun - after.fun), slope)
+            repeated = first_trial.parabola_step(
+                first_trial.REPEATED_DECREASE * (before.fun - after.fun), slope
+            )
             np.testing.assert_allclose(alpha, repeated, rtol=1e-12)
         trials.append(float(alpha))
     assert 2 < trials.count(1.0) < len(trials) - 2

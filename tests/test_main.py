@@ -8,31 +8,31 @@ import pytest
 from scipy.optimize import minimize as scipy_minimize
 
 import jaxqn
-from jaxqn import _demo
 from jaxqn.__main__ import main
+from jaxqn.demo import iris as iris_demo
 
 
 @pytest.fixture(scope="module")
 def iris():
-    return _demo.load_iris("float64")
+    return iris_demo.load_iris("float64")
 
 
 def independent_loss(iris):
     """The lowest regularised loss, by NumPy and SciPy alone."""
-    start, unravel = jax.flatten_util.ravel_pytree(_demo.zero_params(iris))
-    shares = np.asarray(_demo.equal_shares(iris))
+    start, unravel = jax.flatten_util.ravel_pytree(iris_demo.zero_params(iris))
+    shares = np.asarray(iris_demo.equal_shares(iris))
     X, Y = np.asarray(iris.X), np.asarray(iris.Y)
 
     def fun(flat):
         params = jax.tree.map(np.asarray, unravel(flat))
-        scores = np.asarray(_demo.logits(params, X))
+        scores = np.asarray(iris_demo.logits(params, X))
         top = scores.max(axis=1, keepdims=True)
         log_p = scores - top - np.log(np.exp(scores - top).sum(axis=1, keepdims=True))
         return -np.sum(shares * np.sum(Y * log_p, axis=1))
 
     def penalty(flat):
         params = unravel(flat)
-        return float(_demo.loss(params, X, Y, shares)) - fun(flat)
+        return float(iris_demo.loss(params, X, Y, shares)) - fun(flat)
 
     both = scipy_minimize(lambda flat: fun(flat) + penalty(flat), np.asarray(start), method="BFGS")
     return both.fun

@@ -17,7 +17,8 @@ import pytest
 import scipy.optimize
 
 import jaxqn
-from jaxqn import Status, minimize
+from jaxqn import Status
+from jaxqn.drivers import minimize
 
 README = Path(__file__).parents[1] / "README.md"
 ROWS = {}

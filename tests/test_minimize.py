@@ -22,20 +22,12 @@ from problems import (
 from programs import TraceCounter, bodies, count, equations, marked, product_shapes
 from scipy import optimize
 
-from jaxqn import (
-    METHODS,
-    MinimizeResult,
-    Status,
-    _history,
-    _stacks,
-    backtracking,
-    minimize,
-    minimize_batch,
-    updates,
-    wolfe,
-)
-from jaxqn.memory import lbfgs_memory
-from jaxqn.quasi_newton import default_panel, dense
+from jaxqn import METHODS, MinimizeResult, Status, backtracking, minimize_batch, wolfe
+from jaxqn.drivers import minimize
+from jaxqn.formulas import updates
+from jaxqn.linalg import vectors
+from jaxqn.quasi_newton.dense import default_panel, dense
+from jaxqn.quasi_newton.lbfgs import lbfgs_memory
 
 DEFAULT = minimize.__kwdefaults__["method"]
 value_and_grad = jax.jit(jax.value_and_grad(numbered))
@@ -559,8 +551,7 @@ def test_branches_around_long_vectors_give_what_selects_do(method, edge, monkeyp
 
     x0 = jnp.array([-1.2, 1.0, -1.2, 1.0])
     short = minimize(fun, x0, method=method)
-    monkeypatch.setattr(_stacks, "is_long", lambda _: True)
-    monkeypatch.setattr(_history, "is_long", lambda _: True)
+    monkeypatch.setattr(vectors, "LONG", 1)
     long = minimize(lambda x: fun(x), x0, method=method)  # another function, compiled anew
     assert short.nfev > short.nit + 1
     assert (status(long), int(long.nit)) == (status(short), int(short.nit))
@@ -571,10 +562,8 @@ def test_branches_around_long_vectors_give_what_selects_do(method, edge, monkeyp
 @pytest.mark.parametrize(("backend", "long"), [("cpu", 10_000), ("gpu", 4_000_000)])
 def test_what_is_long_and_what_is_deferred_depends_on_the_device(backend, long, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    assert [_stacks.is_long([jax.ShapeDtypeStruct((n,), float)]) for n in (long, long + 1)] == [
-        False,
-        True,
-    ]
+    sizes = [[jax.ShapeDtypeStruct((n,), float)] for n in (long, long + 1)]
+    assert [vectors.branching_pays(size) for size in sizes] == [False, True]
     large = 1000 if backend == "cpu" else 5000
     assert [default_panel(n) for n in (large - 1, large)] == [0, 32]
 

@@ -8,8 +8,9 @@ import numpy as np
 import oracles
 import pytest
 
-from jaxqn import updates
-from jaxqn.quasi_newton import METHODS, dense, inverse_hessian
+from jaxqn.formulas import updates
+from jaxqn.quasi_newton.dense import dense, inverse_hessian
+from jaxqn.quasi_newton.methods import METHODS
 
 N, PUSHES = 8, 20
 RULES = {

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import jaxqn
-from jaxqn import Status, minimize
-from jaxqn._scaling import MODEL, automatic
+from jaxqn import Status
+from jaxqn.drivers import minimize
+from jaxqn.loop.units import MAX_AUTOMATIC, automatic
 
 UNITS = np.array([2.0**10, 2.0**-10, 1.0, 2.0**-20])
 """Powers of two: a run over x / UNITS by hand then has the same digits."""
@@ -90,7 +91,7 @@ def test_the_default_is_for_models(method):
     def fun(x):
         return jnp.sum((x - 1) ** 2)
 
-    many = jnp.geomspace(1e-4, 1e4, MODEL + 1)
+    many = jnp.geomspace(1e-4, 1e4, MAX_AUTOMATIC + 1)
     assert minimize(fun, many, method=method, maxiter=1).state.x_scale is None
     few = minimize(fun, many[1:], method=method, maxiter=1)
     np.testing.assert_array_equal(few.state.x_scale, automatic(many[1:]))
@@ -148,7 +149,7 @@ def test_gtol_is_in_the_users_units(method, gtol):
     assert jnp.max(jnp.abs(result.jac)) <= gtol
     before = minimize(measured, x0, method=method, gtol=gtol, maxiter=result.nit - 1)
     assert before.status == Status.MAX_ITER
-    assert jnp.max(jnp.abs(before.state.point.g * before.state.scalars[0] / UNITS)) > gtol
+    assert jnp.max(jnp.abs(before.state.point.g * before.state.g_scale / UNITS)) > gtol
 
 
 # What a result says of curvature

@@ -5,9 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxqn import Status, minimize, sr1_update
+from jaxqn import Status, sr1_update
 from jaxqn.derivatives import gradient, hessian, hvp, value_and_grad
-from jaxqn.spectral import rank_one_correction, spectral_correction, spectral_inverse, wedderburn
+from jaxqn.drivers import minimize
+from jaxqn.formulas.spectral import (
+    rank_one_correction,
+    spectral_correction,
+    spectral_inverse,
+    wedderburn,
+)
 
 # "Automatic differentiation and Hessian inverse rank-1 correction"
 

@@ -14,14 +14,14 @@ from oracles import random_spd
 from programs import count, equations, product_shapes
 
 from jaxqn.derivatives import hvp
-from jaxqn.spectral import (
+from jaxqn.formulas.spectral import (
     correct_inverse,
     rank_one_correction,
     spectral_correction,
     spectral_inverse,
     wedderburn,
 )
-from jaxqn.updates import sr1_update
+from jaxqn.formulas.updates import sr1_update
 
 N = 5
 SIZES = (2, N, 12)

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxqn import _stacks
-from jaxqn._numerics import decided
-from jaxqn._packing import Packed
+from jaxqn.linalg import vectors
+from jaxqn.linalg.numerics import computed_once
+from jaxqn.linalg.packing import Packed
 
 KINDS = {
     "short": lambda v: v[:7],
@@ -19,7 +19,7 @@ KINDS = {
 each_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 
 
-def vectors(kind, dtype, count=3):
+def made_of(kind, dtype, count=3):
     """Vectors of that kind, and the same numbers flat in float64."""
     rows = np.random.default_rng(0).standard_normal((count, 300))
     made = [kind(jnp.asarray(row, dtype)) for row in rows]
@@ -30,8 +30,8 @@ def vectors(kind, dtype, count=3):
 @each_kind
 def test_products_of_pairs(kind, dtype):
     """Also of a vector with itself, and of one that several pairs share on either side."""
-    (a, b, c), (u, v, w) = vectors(kind, dtype)
-    found = _stacks.products((a, b), (c, b), (b, b), (a, c), (c, a))
+    (a, b, c), (u, v, w) = made_of(kind, dtype)
+    found = vectors.products((a, b), (c, b), (b, b), (a, c), (c, a))
     expected = np.array([u @ v, w @ v, v @ v, u @ w, w @ u])
     tolerance = 10 * jnp.finfo(dtype).eps * np.max(np.abs(u)) * np.max(np.abs(v)) * u.size
     np.testing.assert_allclose(np.stack(found), expected, rtol=0, atol=float(tolerance))
@@ -40,11 +40,11 @@ def test_products_of_pairs(kind, dtype):
 
 @each_kind
 def test_products_of_a_batch_are_those_of_its_members(kind):
-    (a, b, _), _ = vectors(kind, jnp.float64)
+    (a, b, _), _ = made_of(kind, jnp.float64)
 
     def products(scale):
         scaled = jax.tree.map(lambda leaf: scale * leaf, a)
-        return jnp.stack(_stacks.products((scaled, b), (scaled, scaled)))
+        return jnp.stack(vectors.products((scaled, b), (scaled, scaled)))
 
     scales = jnp.array([1.0, 2.0, -3.0])
     singles = np.stack([products(scale) for scale in scales])
@@ -53,14 +53,14 @@ def test_products_of_a_batch_are_those_of_its_members(kind):
 
 @each_kind
 def test_largest_magnitudes(kind, dtype):
-    made, flat = vectors(kind, dtype)
-    found = np.stack(_stacks.inf_norms(*made))
+    made, flat = made_of(kind, dtype)
+    found = np.stack(vectors.inf_norms(*made))
     np.testing.assert_array_equal(found, [np.max(np.abs(v)) for v in flat])
     poisoned = jax.tree.map(lambda leaf: leaf.at[(0,) * leaf.ndim].set(jnp.nan), made[1])
-    found = np.stack(_stacks.inf_norms(made[0], poisoned))
+    found = np.stack(vectors.inf_norms(made[0], poisoned))
     np.testing.assert_array_equal(np.isnan(found), [False, True])
 
 
 def test_flags_are_what_they_were():
     flags = [jnp.array(flag) for flag in (True, False, True)]
-    assert jax.jit(decided)(*flags).tolist() == [True, False, True]
+    assert jax.jit(computed_once)(*flags).tolist() == [True, False, True]

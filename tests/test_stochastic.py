@@ -9,15 +9,15 @@ import optax
 import oracles
 import pytest
 
-from jaxqn.memory import lbfgs_memory
-from jaxqn.pairs import stored_pairs
-from jaxqn.stochastic import (
+from jaxqn.quasi_newton.lbfgs import lbfgs_memory
+from jaxqn.quasi_newton.noisy_pairs import (
     absorb_noisy_pair,
     bounded_direction,
     doubly_damped_pair,
     same_batch_pair,
     within_noise,
 )
+from jaxqn.quasi_newton.stored_pairs import stored_pairs
 from jaxqn.transforms.stochastic import scale_by_stochastic_lbfgs
 
 TARGETS = np.random.default_rng(0).normal(size=(12, 4))
@@ -120,7 +120,7 @@ def test_a_pair_is_absorbed_in_units_of_the_diagonal(dtype, rng):
         for nothing in ((0 * s_, 0 * y_), (s_, y_ * jnp.nan)):
             after, same, _ = absorb(state, nothing, gamma)
             jax.tree.map(np.testing.assert_array_equal, (after.s, after.y), (state.s, state.y))
-            assert (same, after.counts[0]) == (gamma, 1)
+            assert (same, after.absorbed) == (gamma, 1)
 
 
 def test_no_pair_lengthens_a_direction(rng):
@@ -242,7 +242,7 @@ def test_every_source_of_pairs_step_by_step(source, every, average, decay):
     points, actual, state = run_chain(transform, source)
     expected, extra, stored = oracle(points, source, every=every, average=average, decay=decay)
     np.testing.assert_allclose(actual, expected, rtol=1e-7, atol=1e-9)
-    assert (int(state.gradients), int(state.approx.counts[0])) == (extra, stored)
+    assert (int(state.gradients), int(state.approx.absorbed)) == (extra, stored)
     assert stored >= 2
 
 
@@ -368,7 +368,7 @@ def test_half_precision_and_holes():
         assert jax.tree.map(lambda leaf: leaf.dtype, state) == dtypes
         params = jax.tree.map(lambda p, u: p - (0.1 * u).astype(p.dtype), params, updates)
     assert jnp.dtype(jnp.bfloat16) not in set(jax.tree.leaves(dtypes))
-    assert int(state.approx.counts[0]) == 2
+    assert int(state.approx.absorbed) == 2
 
 
 def test_a_batch_of_chains():
@@ -393,9 +393,9 @@ def test_a_batch_of_chains():
         (_, state), alone = run(scale)
         for ours, theirs in zip(jax.tree.leaves(batch), jax.tree.leaves(alone), strict=True):
             np.testing.assert_allclose(ours[i], theirs, rtol=1e-9)
-        assert (states.gradients[i], states.approx.counts[i, 0]) == (
+        assert (states.gradients[i], states.approx.absorbed[i]) == (
             state.gradients,
-            state.approx.counts[0],
+            state.approx.absorbed,
         )
 
 

@@ -14,9 +14,10 @@ from jax.flatten_util import ravel_pytree
 from problems import by_name, quartic, rosenbrock
 from programs import TraceCounter, count, marked
 
-from jaxqn import LineSearch, backtracking, minimize, wolfe
-from jaxqn.quasi_newton import dense, inverse_hessian
-from jaxqn.rules import bfgs_rule
+from jaxqn import LineSearch, backtracking, wolfe
+from jaxqn.drivers import minimize
+from jaxqn.formulas.rules import bfgs_rule
+from jaxqn.quasi_newton.dense import dense, inverse_hessian
 from jaxqn.transforms import (
     scale_by_bfgs,
     scale_by_broyden,

@@ -5,7 +5,19 @@ may run it in any loop: one trip of :func:`jaxqn.minimize`, or inside an optax u
 """
 
 from jaxqn.linesearch.backtracking import backtracking
-from jaxqn.linesearch.base import LineSearch
+from jaxqn.linesearch.conditions import agreement, rounding_noise
+from jaxqn.linesearch.first_trial import expected_decrease, parabola_step, stopped_short
+from jaxqn.linesearch.protocol import LineSearch, check_linesearch
 from jaxqn.linesearch.wolfe import wolfe
 
-__all__ = ["LineSearch", "backtracking", "wolfe"]
+__all__ = [
+    "LineSearch",
+    "agreement",
+    "backtracking",
+    "check_linesearch",
+    "expected_decrease",
+    "parabola_step",
+    "rounding_noise",
+    "stopped_short",
+    "wolfe",
+]

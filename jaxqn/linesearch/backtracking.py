@@ -6,8 +6,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from jaxqn._typing import Array
-from jaxqn.linesearch.base import LineSearch, check_options
 from jaxqn.linesearch.conditions import approximate_wolfe, armijo, rounding_noise
+from jaxqn.linesearch.protocol import LineSearch, check_options
 
 __all__ = ["BacktrackingState", "backtracking"]
 

@@ -5,8 +5,8 @@ phi0, dphi0 are value and slope at 0; phi, dphi those at alpha.
 
 import jax.numpy as jnp
 
-from jaxqn._numerics import eps
 from jaxqn._typing import Array
+from jaxqn.linalg import eps
 
 __all__ = [
     "agreement",

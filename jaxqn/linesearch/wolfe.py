@@ -10,20 +10,15 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from jaxqn._numerics import decided, eps
 from jaxqn._typing import Array
-from jaxqn.linesearch.base import LineSearch, check_options
-from jaxqn.linesearch.conditions import (
-    approximate_wolfe,
-    armijo,
-    rounding_noise,
-    strong_curvature,
-)
+from jaxqn.linalg import computed_once, eps
+from jaxqn.linesearch.conditions import approximate_wolfe, armijo, rounding_noise, strong_curvature
+from jaxqn.linesearch.protocol import LineSearch, check_options
 
 __all__ = ["WolfeState", "wolfe"]
 
 
-STRAIGHT = 0.6
+PARABOLIC_SLOPE_LEFT = 0.6
 """What part of the slope may remain where two trials look like those of a parabola.
 
 The exact minimum is one trial away then, and steps much shorter than to it are poor pairs: on
@@ -45,6 +40,11 @@ class WolfeState(NamedTuple):
     alpha: Array
     known: Array
     trials: Array
+
+    @property
+    def dphi0(self) -> Array:
+        """Slope at the origin, shape ``(...)``."""
+        return self.known[..., 0, 2]
 
 
 @functools.cache
@@ -107,14 +107,14 @@ def wolfe(
         done = finite & (done | approximate_wolfe(phi0, dphi0, phi, dphi, c1, c2))
         trial, trials = jnp.stack([alpha, phi, dphi]), state.trials + 1
         doubt = _doubt(lo, trial)
-        short = (doubt < 1) & (dphi < STRAIGHT * dphi0) & (trials < max_trials)
+        short = (doubt < 1) & (dphi < PARABOLIC_SLOPE_LEFT * dphi0) & (trials < max_trials)
         done &= ~short
 
         # Where does the trial belong? Too far: it is the new far end. Otherwise it is the best so
         # far, and the old best is the far end if the slope turned in between.
         hidden = jnp.abs(phi - lo[1]) <= rounding_noise(phi0)
         near = (decrease & (phi <= lo[1])) | (hidden & (dphi < 0))
-        (too_far,) = decided(~(finite & near))
+        (too_far,) = computed_once(~(finite & near))
         turned = dphi * lo[2] < 0
         new_lo = jnp.where(too_far, lo, trial)
         new_hi = jnp.where(too_far, trial, jnp.where(turned, lo, hi))

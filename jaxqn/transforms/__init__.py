@@ -4,22 +4,26 @@ The same values that :func:`jaxqn.minimize` runs in its loop, behind optax's pro
 ``update`` per step, with the line search as a transformation of its own.
 """
 
-from jaxqn.transforms.kronecker import (
-    KroneckerFactors,
-    ScaleByKroneckerState,
-    scale_by_kronecker,
+from jaxqn.transforms.aliases import (
+    bfgs,
+    broyden,
+    dfp,
+    lbfgs,
+    lsr1,
+    newton,
+    osbfgs,
+    sr1,
+    ssbfgs,
+    ssbroyden,
 )
+from jaxqn.transforms.kronecker import KroneckerFactors, ScaleByKroneckerState, scale_by_kronecker
 from jaxqn.transforms.limited_memory import (
     ScaleByCorrectedAdamState,
     scale_by_corrected_adam,
     scale_by_lbfgs,
     scale_by_lsr1,
 )
-from jaxqn.transforms.linesearch import (
-    LinesearchInfo,
-    ScaleByLinesearchState,
-    scale_by_linesearch,
-)
+from jaxqn.transforms.linesearch import LinesearchInfo, ScaleByLinesearchState, scale_by_linesearch
 from jaxqn.transforms.newton import ScaleByNewtonState, scale_by_newton
 from jaxqn.transforms.quasi_newton import (
     ScaleByQuasiNewtonState,
@@ -32,10 +36,7 @@ from jaxqn.transforms.quasi_newton import (
     scale_by_ssbfgs,
     scale_by_ssbroyden,
 )
-from jaxqn.transforms.spectral import (
-    ScaleBySpectralCorrectionState,
-    scale_by_spectral_correction,
-)
+from jaxqn.transforms.spectral import ScaleBySpectralCorrectionState, scale_by_spectral_correction
 from jaxqn.transforms.stochastic import ScaleByStochasticLBFGSState, scale_by_stochastic_lbfgs
 
 __all__ = [
@@ -48,6 +49,13 @@ __all__ = [
     "ScaleByQuasiNewtonState",
     "ScaleBySpectralCorrectionState",
     "ScaleByStochasticLBFGSState",
+    "bfgs",
+    "broyden",
+    "dfp",
+    "lbfgs",
+    "lsr1",
+    "newton",
+    "osbfgs",
     "scale_by_bfgs",
     "scale_by_broyden",
     "scale_by_corrected_adam",
@@ -64,4 +72,7 @@ __all__ = [
     "scale_by_ssbfgs",
     "scale_by_ssbroyden",
     "scale_by_stochastic_lbfgs",
+    "sr1",
+    "ssbfgs",
+    "ssbroyden",
 ]

@@ -8,23 +8,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxqn._arguments import check_count, check_number
-from jaxqn._numerics import dot, safe_divide
 from jaxqn._typing import Array, ArrayTree
-from jaxqn.kronecker import (
+from jaxqn.checks import check_count, check_number
+from jaxqn.formulas import (
     Side,
     kronecker_direction,
     side_by_factorisation,
     side_by_rank_one,
     white_side,
 )
-from jaxqn.transforms._common import (
-    all_entries,
-    at_least_float32,
-    float_dtypes,
-    once,
-    unbiased,
-)
+from jaxqn.linalg import dot, safe_divide
+from jaxqn.transforms.common import all_entries, at_least_float32, float_dtypes, once, unbiased
 
 __all__ = ["KroneckerFactors", "ScaleByKroneckerState", "scale_by_kronecker"]
 

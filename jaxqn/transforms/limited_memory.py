@@ -7,11 +7,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxqn._arguments import check_number
 from jaxqn._typing import Array, ArrayTree
-from jaxqn.memory import lbfgs_memory
-from jaxqn.memory_sr1 import lsr1_memory
-from jaxqn.transforms._common import adam_diagonal, all_entries, at_least_float32, once
+from jaxqn.checks import check_number
+from jaxqn.quasi_newton import lbfgs_memory, lsr1_memory
+from jaxqn.transforms.common import adam_diagonal, all_entries, at_least_float32, once
 from jaxqn.transforms.quasi_newton import (
     ScaleByQuasiNewtonState,
     precondition,

@@ -8,11 +8,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxqn._checks import check_linesearch
 from jaxqn._typing import Array, ArrayTree
-from jaxqn.linesearch import LineSearch, wolfe
-from jaxqn.linesearch.initial import expected_decrease, parabola_step, stopped_short
-from jaxqn.transforms._common import (
+from jaxqn.linesearch import (
+    LineSearch,
+    check_linesearch,
+    expected_decrease,
+    parabola_step,
+    stopped_short,
+    wolfe,
+)
+from jaxqn.transforms.common import (
     Objective,
     at_least_float32,
     check_can_evaluate,

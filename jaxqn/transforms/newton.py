@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from jaxqn._arguments import check_number
-from jaxqn._numerics import dot
 from jaxqn._typing import Array
-from jaxqn.newton import spectrum_of
-from jaxqn.transforms._common import (
+from jaxqn.checks import check_number
+from jaxqn.linalg import dot
+from jaxqn.quasi_newton import spectrum_of
+from jaxqn.transforms.common import (
     Objective,
     at_least_float32,
     check_can_evaluate,

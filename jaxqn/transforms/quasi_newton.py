@@ -15,11 +15,9 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from jaxqn import _stacks
-from jaxqn._checks import check_initial
 from jaxqn._typing import Array, ArrayTree
-from jaxqn.quasi_newton import QuasiNewton, check_quasi_newton, dense
-from jaxqn.rules import (
+from jaxqn.checks import check_initial
+from jaxqn.formulas import (
     bfgs_rule,
     broyden_rule,
     dfp_rule,
@@ -28,7 +26,9 @@ from jaxqn.rules import (
     ssbfgs_rule,
     ssbroyden_rule,
 )
-from jaxqn.transforms._common import (
+from jaxqn.linalg import vectors
+from jaxqn.quasi_newton import QuasiNewton, check_quasi_newton, dense
+from jaxqn.transforms.common import (
     all_entries,
     at_least_float32,
     check_one_dtype,
@@ -109,7 +109,7 @@ def scale_by_quasi_newton(
       [-1.5]
     """
     check_quasi_newton(qn)
-    if qn.renew is not None:
+    if qn.needs != "nothing":
         raise ValueError(
             "this method needs Hessians, which a quasi-Newton transformation does not have: use "
             "jaxqn.scale_by_newton"
@@ -179,7 +179,7 @@ def precondition(
     approx, Hg = qn.advance(state.approx, s, y, g, state.product, finite, **start)
 
     # No descent, or none that was found: forget the curvature, and follow the gradient.
-    (slope,) = _stacks.products((g, Hg))
+    (slope,) = vectors.products((g, Hg))
     descent = (slope > 0) & all_entries(jnp.isfinite, Hg) & ~stuck
     approx = qn.reset(approx, finite & ~descent & ~all_entries(_zero, g))
     Hg = optax.tree.where(descent, Hg, g if H0 is None else optax.tree.mul(H0, g))

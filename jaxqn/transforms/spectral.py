@@ -8,17 +8,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxqn import _stacks
-from jaxqn._arguments import check_count, check_number
 from jaxqn._typing import Array, ArrayTree
-from jaxqn.eigenpairs import Eigenpairs, hessian_eigenpairs
-from jaxqn.transforms._common import (
-    Objective,
-    check_can_evaluate,
-    float_dtypes,
-    once,
-    split_data,
-)
+from jaxqn.checks import check_count, check_number
+from jaxqn.linalg import Eigenpairs, hessian_eigenpairs, stacks, vectors
+from jaxqn.transforms.common import Objective, check_can_evaluate, float_dtypes, once, split_data
 
 __all__ = ["ScaleBySpectralCorrectionState", "scale_by_spectral_correction"]
 
@@ -142,12 +135,12 @@ def scale_by_spectral_correction(
                 f"rank={rank} needs {_pairs(options)} eigenpairs, but the parameters have "
                 f"{size} entries: choose a smaller rank"
             )
-        dtype, k = _stacks.tree_dtype(params), _pairs(options)
+        dtype, k = vectors.tree_dtype(params), _pairs(options)
         return ScaleBySpectralCorrectionState(
             count=jnp.zeros((), jnp.int32),
             products=jnp.zeros((), jnp.int32),
             vectors=optax.tree.random_like(
-                jax.random.key(0), _stacks.zeros(k, params), jax.random.normal
+                jax.random.key(0), stacks.zeros(k, params), jax.random.normal
             ),
             values=jnp.zeros((k,), dtype),
             residuals=jnp.zeros((k,), dtype),
@@ -207,8 +200,8 @@ def _correct(
 
     due = state.count % options.every == 0
     state = jax.lax.cond(due, renew, lambda state: state, state)
-    shares = state.weights * _stacks.dots(state.vectors, updates)
-    change = _stacks.combine(shares, state.vectors)
+    shares = state.weights * stacks.basis_dots(state.vectors, updates)
+    change = stacks.basis_combine(shares, state.vectors)
     corrected = jax.tree.map(lambda u, c: u + c.astype(jnp.result_type(u)), updates, change)
     return corrected, state._replace(count=state.count + 1)
 

@@ -8,13 +8,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxqn._arguments import check_count, check_number
-from jaxqn._checks import check_initial
-from jaxqn._stacks import tree_dtype, vdot
 from jaxqn._typing import Array, ArrayTree
-from jaxqn.memory import lbfgs_memory
-from jaxqn.stochastic import absorb_noisy_pair, bounded_direction
-from jaxqn.transforms._common import (
+from jaxqn.checks import check_count, check_initial, check_number
+from jaxqn.linalg.vectors import tree_dtype, vdot
+from jaxqn.quasi_newton import absorb_noisy_pair, bounded_direction, lbfgs_memory
+from jaxqn.transforms.common import (
     Objective,
     adam_diagonal,
     all_entries,

@@ -23,7 +23,7 @@ from jax.experimental.sparse.linalg import lobpcg_standard
 from jax.flatten_util import ravel_pytree
 
 from jaxqn.derivatives import hvp
-from jaxqn.eigenpairs import hessian_eigenpairs
+from jaxqn.linalg.eigenpairs import hessian_eigenpairs
 
 from . import objectives, timing
 

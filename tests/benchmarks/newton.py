@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxqn
-from jaxqn import derivatives, minimize
+from jaxqn import derivatives
+from jaxqn.drivers import minimize
 
 ITERATIONS = 40
 
@@ -60,7 +61,7 @@ def corrected(fun, x, data, mode):
     rows = []
 
     def watch(result):
-        corrections = int(result.state.approx.counts[1])
+        corrections = int(result.state.approx.refused)
         g_norm = float(max(jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(result.jac)))
         rows.append((float(result.fun), g_norm, corrections))
 

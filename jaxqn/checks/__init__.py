@@ -1,0 +1,43 @@
+"""Errors for bad input, before any tracing: what was wrong, what was expected, how to mend it."""
+
+from jaxqn.checks.arrays import (
+    check_initial,
+    check_like,
+    check_native,
+    check_x0,
+    check_x_scale,
+)
+from jaxqn.checks.numbers import (
+    check_count,
+    check_number,
+    described,
+    is_traced,
+    nonnegative,
+    whole_number,
+)
+from jaxqn.checks.objective import (
+    check_args,
+    check_callback,
+    check_hashable,
+    scalar_value,
+    split_aux,
+)
+
+__all__ = [
+    "check_args",
+    "check_callback",
+    "check_count",
+    "check_hashable",
+    "check_initial",
+    "check_like",
+    "check_native",
+    "check_number",
+    "check_x0",
+    "check_x_scale",
+    "described",
+    "is_traced",
+    "nonnegative",
+    "scalar_value",
+    "split_aux",
+    "whole_number",
+]

@@ -1,0 +1,78 @@
+"""Checks of the objective, of what it is called with and of what it returns."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxqn._typing import Array
+from jaxqn.checks.arrays import check_native, is_array
+from jaxqn.checks.numbers import described
+
+__all__ = ["check_args", "check_callback", "check_hashable", "scalar_value", "split_aux"]
+
+
+def check_hashable(fun: Callable[..., Any]) -> None:
+    """``fun`` must be callable, and hashable to serve as a key of compiled programs."""
+    if not callable(fun):
+        raise TypeError(f"fun must be a function of x, but it is a {type(fun).__name__}")
+    try:
+        hash(fun)
+    except TypeError as error:
+        raise TypeError(
+            f"fun (a {type(fun).__name__}) cannot be hashed, so its compiled program could not be "
+            "found again: wrap it in a function and pass its arrays through args"
+        ) from error
+
+
+def check_args(args: Any) -> None:
+    """Raise unless ``args`` is a tuple of pytrees of arrays and numbers."""
+    if not isinstance(args, tuple | list):
+        raise TypeError(
+            f"args must be a tuple of the further arguments of fun, but it is {described(args)}: "
+            "write args=(data,)"
+        )
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tuple(args))[0]:
+        check_native(f"args{jax.tree_util.keystr(path)}", leaf)
+        if not is_array(leaf) and not isinstance(leaf, int | float | complex):
+            raise TypeError(
+                f"args{jax.tree_util.keystr(path)} is {described(leaf)}, not an array of "
+                "numbers or a number: bind it to fun, for instance with functools.partial"
+            )
+
+
+def check_callback(callback: Any) -> None:
+    """Raise unless the callback is a function or ``None``."""
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback must be a function, but it is {described(callback)}")
+
+
+def split_aux(out: Any, name: str = "fun") -> tuple[Any, Any]:
+    """The objective's ``(value, aux)``."""
+    if not (isinstance(out, tuple) and len(out) == 2):
+        raise TypeError(
+            f"with has_aux=True, {name} must return (value, aux), but it returned {described(out)}"
+        )
+    return out
+
+
+def scalar_value(value: Any, name: str = "fun") -> Array:
+    """The objective's value as a scalar array."""
+    if value is None or isinstance(value, tuple | list | dict):
+        raise TypeError(
+            f"{name} must return a scalar, but it returned {described(value)}; if that is "
+            "(value, aux), pass has_aux=True"
+        )
+    value = jnp.asarray(value)
+    if value.shape != ():
+        raise ValueError(
+            f"{name} must return a scalar, but it returned shape {value.shape}: reduce it, for "
+            "instance with jnp.sum"
+        )
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        raise TypeError(
+            f"{name} must return a real floating number, but it returned {value.dtype}: for a "
+            "complex value take jnp.real or jnp.abs"
+        )
+    return value

@@ -1,0 +1,170 @@
+"""The compiled program of a batch: arguments split by problem, devices, results put together."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxqn._typing import Array, ArrayTree
+from jaxqn.checks import check_count, check_x0
+from jaxqn.drivers.in_axes import Layout, common_size, split
+from jaxqn.drivers.lanes import ONE_STAGE_LANES, Queue, run_queue, second_stage_lanes
+from jaxqn.drivers.result import MinimizeResult
+from jaxqn.linalg import vectors
+from jaxqn.loop import LoopState, MinimizeOptions, Problem, Tolerances, tolerances
+from jaxqn.quasi_newton import QuasiNewton
+
+__all__ = ["BatchState", "solve_batch"]
+
+
+class BatchState(NamedTuple):
+    """How the lanes of a batch were used; the problems' own states are not kept.
+
+    Attributes:
+      lanes: lanes of the two stages, the full and the narrow one, which has 0 where there is none;
+        int32, shape ``(devices, 2)``.
+      trips: trips that the lanes of a stage made together, int32, shape ``(devices, 2)``.
+    """
+
+    lanes: Array
+    trips: Array
+
+    def occupancy(self, nfev: Array) -> Array:
+        """The share of lanes and trips that evaluated something needed, given all ``nfev``."""
+        made = self.lanes.astype(jnp.float32) * self.trips.astype(jnp.float32)
+        return jnp.sum(nfev.astype(jnp.float32)) / jnp.sum(made)
+
+
+class Operands(NamedTuple):
+    """What a compiled batch works on.
+
+    Attributes:
+      mapped: the leaves of ``(x0, *args)`` with a leading axis of problems.
+      shared: the leaves that all problems share.
+      tol: tolerances and budgets.
+      H0: an initial inverse Hessian for all problems, or ``None``.
+      x_scale: sizes of the parameters for all problems, or ``None``.
+      target: a value at which everything stops, or ``None``.
+    """
+
+    mapped: list[Array]
+    shared: list[Any]
+    tol: Tolerances
+    H0: Any
+    x_scale: Any
+    target: Array | None
+
+
+def solve_batch(
+    problem: Problem,
+    options: MinimizeOptions,
+    x0: ArrayTree,
+    args: tuple[Any, ...],
+    *,
+    in_axes: Any,
+    lanes: int | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+    target: Array | None = None,
+) -> MinimizeResult:
+    """Check, and run the compiled program. ``options`` are complete."""
+    x0, dtype, _ = check_x0(x0)
+    mapped, shared, layout = split(in_axes, (x0, *args))
+    count = common_size(mapped)
+    one: Any = jax.eval_shape(lambda leaves: layout.join([a[0] for a in leaves], shared)[0], mapped)
+    n = vectors.size(one)
+    tol = tolerances(dtype, n, options)
+    H0, x_scale = problem.starts(options, one)
+    if not isinstance(mesh, jax.sharding.Mesh | None):
+        raise TypeError(f"mesh must be a jax.sharding.Mesh, but it is {mesh!r}")
+    if mesh is not None:  # also one with explicit axes: nothing outside sees them
+        mesh = jax.sharding.Mesh(mesh.devices, mesh.axis_names)
+    devices = 1 if mesh is None else mesh.size
+    each = -(-count // devices)
+    width = _width(lanes, each, n, problem.method.qn)
+    if target is not None:
+        target = target.astype(dtype)
+    operands = Operands(mapped, shared, tol, H0, x_scale, target)
+    return _solve(operands, problem=problem, layout=layout, lanes=width, mesh=mesh, count=count)
+
+
+def _width(lanes: int | None, count: int, n: int, qn: QuasiNewton) -> int:
+    """How many lanes: as asked, or as many as the device makes good use of."""
+    if lanes is not None:
+        return min(check_count("lanes", lanes), count)
+    numbers = n * n if qn.dense else 20 * n
+    if jax.default_backend() == "cpu":
+        # What fits a cache and keeps the end of the queue short; more lanes gain nothing.
+        return min(count, max(min(ONE_STAGE_LANES, 2**22 // numbers, count // 16), 16))
+    # A trip of kernels takes as long for one lane as for a thousand, until memory is kept busy.
+    return min(count, max(min(2**16, 2**25 // numbers), 16))
+
+
+@functools.partial(jax.jit, static_argnames=("problem", "layout", "lanes", "mesh", "count"))
+def _solve(
+    operands: Operands,
+    *,
+    problem: Problem,
+    layout: Layout,
+    lanes: int,
+    mesh: jax.sharding.Mesh | None,
+    count: int,
+) -> MinimizeResult:
+    """All problems, on one device or evenly on all of a mesh."""
+    queued = functools.partial(_queued, problem=problem, layout=layout, lanes=lanes)
+    if mesh is not None:
+        spare = -count % mesh.size
+        operands = operands._replace(
+            mapped=[
+                jnp.concatenate([a, jnp.repeat(a[-1:], spare, axis=0)]) for a in operands.mapped
+            ]
+        )
+        each, same = jax.sharding.PartitionSpec(mesh.axis_names), jax.sharding.PartitionSpec()
+        specs: Any = (each, *[same] * (len(operands) - 1))
+        queued = jax.shard_map(
+            queued,
+            mesh=mesh,
+            in_specs=(Operands(*specs),),
+            out_specs=(each, each),
+            check_vma=False,
+        )
+    result, trips = queued(operands)
+    result = jax.tree.map(lambda leaf: leaf[:count], result)
+    widths = jnp.array([lanes, second_stage_lanes(lanes)], jnp.int32)
+    state: Any = BatchState(jnp.broadcast_to(widths, trips.shape), trips)
+    return result._replace(state=state)
+
+
+def _queued(
+    operands: Operands, *, problem: Problem, layout: Layout, lanes: int
+) -> tuple[MinimizeResult, Array]:
+    """The problems of one device."""
+    mapped, shared, tol, H0, x_scale, target = operands
+
+    def data(index: Array) -> list[Array]:
+        return [leaf.at[index].get(mode="clip") for leaf in mapped]
+
+    def begin(one: list[Array]) -> LoopState:
+        x, *args = layout.join(one, shared)
+        return problem.start(x, args, H0, x_scale)
+
+    def on_vectors(one: list[Array], x_scale: Any) -> Any:
+        x, *args = layout.join(one, shared)
+        return problem.on_vectors(x, args, x_scale)
+
+    queue = Queue(mapped[0].shape[0], data, begin, on_vectors, problem.method)
+    ended, trips = run_queue(queue, lanes, tol, target)
+    first = layout.join([leaf[0] for leaf in mapped], shared)[0]
+    back = jax.vmap(problem.vector(first)[1])
+    status, nit, nfev = jnp.unstack(ended.counts, axis=1)
+    result = MinimizeResult(
+        x=back(ended.x),
+        fun=ended.f,
+        jac=back(ended.g),
+        status=status,
+        nit=nit,
+        nfev=nfev,
+        state=None,
+        aux=ended.aux,
+    )
+    return result, trips[None]

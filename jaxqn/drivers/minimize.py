@@ -1,0 +1,178 @@
+"""The front door: ``minimize(fun, x0, args)``."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from jaxqn._typing import ArrayTree, Objective
+from jaxqn.checks import check_callback, check_x0
+from jaxqn.drivers.progress import observed
+from jaxqn.drivers.result import MinimizeResult
+from jaxqn.drivers.resume import check_state, given_of, repacked
+from jaxqn.linesearch import LineSearch
+from jaxqn.loop import (
+    DEFAULTS,
+    LoopState,
+    MinimizeOptions,
+    Problem,
+    Tally,
+    Tolerances,
+    lowest_point,
+    problem_of,
+    run,
+    tolerances,
+)
+from jaxqn.quasi_newton import QuasiNewton
+
+__all__ = ["minimize"]
+
+
+def minimize(
+    fun: Objective,
+    x0: ArrayTree,
+    args: tuple[Any, ...] = (),
+    *,
+    method: str | QuasiNewton = DEFAULTS["method"],
+    linesearch: LineSearch | None = None,
+    gtol: Any = None,
+    ftol: Any = 0.0,
+    xtol: Any = 0.0,
+    maxiter: Any = None,
+    maxfun: Any = None,
+    has_aux: bool = False,
+    hess_inv0: Any = None,
+    x_scale: Any = None,
+    state: LoopState | None = None,
+    callback: Callable[[MinimizeResult], Any] | None = None,
+    progress: bool = False,
+) -> MinimizeResult:
+    """Minimise a differentiable function of a pytree by a quasi-Newton method.
+
+    Iterates x₊ = x − alpha H g, where H is corrected by the pairs s = x₊ − x, y = g₊ − g so that
+    H y = s, and alpha comes from a line search. Called eagerly it compiles once per objective,
+    shapes, method and search; new numbers (``x0``, ``args``, tolerances, budgets) compile nothing.
+    It may be called under ``jit`` and ``vmap``; it has no derivative, and refuses to be
+    differentiated in either mode.
+
+    Args:
+      fun: objective ``fun(x, *args) -> scalar``, or ``(scalar, aux)`` with ``has_aux``. Keep it one
+        function object and pass data through ``args``: a new lambda per call compiles anew.
+      x0: first point, a pytree of real floating arrays of one dtype, in units in which the squares
+        of its changes are in range: in float32, nothing happens below 1e-15 and above 1e18.
+      args: further arguments of ``fun``, pytrees of arrays.
+      method: a name ("osbfgs", "ssbfgs", "ssbroyden", "bfgs", "broyden", "dfp", "sr1", "lbfgs",
+        "newton") or a :class:`jaxqn.QuasiNewton`.
+      linesearch: a :class:`jaxqn.LineSearch`; by default :func:`jaxqn.wolfe`.
+      gtol: stop when the largest entry of the gradient is at most this. By default it is the
+        fraction 1e-10 (float64) or eps (float32: 1.2e-7) of its value at ``x0``, whatever the scale
+        of ``fun``. As that is loose where the first gradient is enormous, the model has to promise
+        little as well: ½ gᵀH g ≤ 10 eps |fun|, or ‖H g‖ ≤ r ‖x‖ with r = max(1e-10, 100 eps), after
+        a step by about the root of that. Where no progress is to be seen any more, a gradient of r
+        times the first will do.
+      ftol: stop when an iteration decreases the objective by at most this fraction; 0 is off.
+      xtol: stop when a step is at most this fraction of x long; 0 is off.
+      maxiter: iterations allowed in all; by default max(1000, 200 n).
+      maxfun: evaluations allowed in all, checked before every one; by default unlimited.
+      has_aux: whether ``fun`` returns auxiliary data beside its value.
+      hess_inv0: initial inverse Hessian over ravelled parameters, positive definite: a symmetric
+        matrix of shape ``(n, n)``, or a diagonal of shape ``(n,)``. For a limited-memory method,
+        a diagonal as a pytree like ``x0``.
+      x_scale: size of the parameters, a pytree like ``x0`` of positive entries or one number: the
+        run is one over z = x / x_scale, every entry of it taken to the next power of two; ``gtol``
+        and all results are as ever. By default 1, unless the sizes in ``x0`` spread over decades
+        (log10|x0| by a deviation above 1, over up to 256 entries, without ``hess_inv0``): then
+        |x0|, and 1 where that is 0.
+      state: ``result.state`` of an earlier call, to continue exactly where it stopped; ``x0`` then
+        only gives the structure. Counters and budgets go on from there. ``args`` must be the same:
+        for new data start anew from ``result.x``, with ``hess_inv0=result.hess_inv`` if you like.
+      callback: called after every iteration with the result so far; a true return value stops the
+        run. Eager calls only.
+      progress: print a line to standard error about every second. Eager calls only.
+
+    Returns:
+      A :class:`MinimizeResult`. A run that ends badly is a status, never an exception.
+
+    Raises:
+      TypeError: a leaf of ``x0`` is not real floating, ``fun`` cannot be hashed, or an option is
+        of the wrong type.
+      ValueError: an unknown method, a negative tolerance, mixed dtypes, a ``hess_inv0`` of the
+        wrong shape or not symmetric positive definite, an ``x_scale`` not like ``x0`` or not
+        positive, an objective that is not scalar.
+      NotImplementedError: it is being differentiated.
+
+    Cost: one evaluation of value and gradient per trip, and O(n²) per iteration: one product with
+    H and the share of writing it (see :func:`jaxqn.dense`). Memory: n² + O(n). With "lbfgs", two
+    passes over a history of 20 vectors, which are not ravelled and stay sharded as ``x0`` is.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> rosenbrock = lambda x: 100 * (x[1] - x[0] ** 2) ** 2 + (1 - x[0]) ** 2
+      >>> result = minimize(rosenbrock, jnp.zeros(2))
+      >>> bool(result.success), [round(float(v), 3) for v in result.x]
+      (True, [1.0, 1.0])
+
+    References:
+      Nocedal & Wright, Numerical Optimization, 2nd ed., 2006, algorithm 6.1; the updates are in
+      :mod:`jaxqn.updates`, the search in :func:`jaxqn.wolfe`.
+    """
+    options = MinimizeOptions(
+        method=method,
+        linesearch=linesearch,
+        gtol=gtol,
+        ftol=ftol,
+        xtol=xtol,
+        maxiter=maxiter,
+        maxfun=maxfun,
+        has_aux=has_aux,
+        hess_inv0=hess_inv0,
+        x_scale=x_scale,
+    )
+    problem = problem_of(fun, args, options)
+    check_callback(callback)
+    x0, dtype, n = check_x0(x0)
+    tol = tolerances(dtype, n, options)
+    H0, x_scale = problem.starts(options, x0)
+    begin = functools.partial(_start, problem=problem)
+    if state is None:
+        state = begin(x0, args, H0, x_scale)
+    elif H0 is not None or x_scale is not None:
+        given = "hess_inv0" if x_scale is None else "x_scale"
+        raise ValueError(f"{given} is for a new run, but this one continues a state")
+    else:
+        if not problem.method.qn.dense:
+            state = repacked(state, x0)
+        like = [None if part is None else x0 for part in given_of(state)]
+        check_state(state, jax.eval_shape(begin, x0, args, *like))
+    go = functools.partial(_run, args=args, problem=problem)
+    if callback is None and not progress:
+        return go(x0, state, tol)
+    return observed(go, x0, state, tol, callback, progress)
+
+
+@functools.partial(jax.jit, static_argnames=("problem",))
+def _start(x0: ArrayTree, args: Any, H0: Any, x_scale: Any, *, problem: Problem) -> LoopState:
+    """The state before the first evaluation."""
+    return problem.start(x0, args, H0, x_scale)
+
+
+@functools.partial(jax.jit, static_argnames=("problem",))
+def _run(
+    x0: ArrayTree, state: LoopState, tol: Tolerances, *, args: Any, problem: Problem
+) -> MinimizeResult:
+    """Run the loop to a status."""
+    evaluate, second = problem.on_vectors(x0, args, state.x_scale)
+    state = run(state, evaluate, second, problem.method, tol)
+    best, back = lowest_point(state, problem.method, alone=True), problem.vector(x0)[1]
+    nit, nfev, _, _ = Tally(*state.counts)
+    return MinimizeResult(
+        x=back(best.x),
+        fun=best.f,
+        jac=back(best.g),
+        status=state.status,
+        nit=nit,
+        nfev=nfev,
+        state=state,
+        aux=best.aux,
+    )

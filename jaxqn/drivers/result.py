@@ -1,0 +1,155 @@
+"""What the drivers return, and what a result says of curvature."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.flatten_util
+import numpy as np
+
+from jaxqn._typing import Array, ArrayTree
+from jaxqn.checks import is_traced
+from jaxqn.linalg import unpacked
+from jaxqn.loop import (
+    MESSAGES,
+    LoopState,
+    Status,
+    from_scaled,
+    gradient_from_scaled,
+    gradient_to_scaled,
+    succeeded,
+)
+from jaxqn.quasi_newton import (
+    DenseState,
+    MemoryState,
+    dense,
+    inverse_hessian,
+    inverse_hessian_product,
+    stored_pairs,
+)
+
+__all__ = ["MinimizeResult"]
+
+
+class MinimizeResult(NamedTuple):
+    """What :func:`minimize` returns. Under ``vmap`` every field has the batch's leading axis.
+
+    Attributes:
+      x: the lowest point seen, like ``x0``.
+      fun: value there, shape ``()``.
+      jac: gradient there, like ``x0``.
+      status: :class:`jaxqn.Status` as int32, shape ``()``.
+      nit: iterations (steps taken), int32.
+      nfev: evaluations of value and gradient, int32.
+      state: everything needed to continue the run: ``minimize(..., state=result.state)``; a
+        ``LoopState``; of a batch, a :class:`jaxqn.BatchState`.
+      aux: auxiliary output of the objective at ``x``, or ``None``.
+    """
+
+    x: ArrayTree
+    fun: Array
+    jac: ArrayTree
+    status: Array
+    nit: Array
+    nfev: Array
+    state: Any
+    aux: Any = None
+
+    def __repr__(self) -> str:
+        """A single status by name; the state, as large as H, by its type only."""
+        status: Any = self.status
+        if isinstance(status, jax.Array) and not is_traced(status) and status.ndim == 0:
+            status = Status(int(status)).name
+        shown = f"status={status}, nit={self.nit}, nfev={self.nfev}, fun={self.fun}"
+        state = type(self.state).__name__
+        return f"MinimizeResult({shown}, x={self.x}, jac={self.jac}, aux={self.aux}, state={state})"
+
+    @property
+    def success(self) -> Array:
+        """Whether a tolerance was met: CONVERGED, FTOL or XTOL. Boolean array."""
+        return succeeded(self.status)
+
+    @property
+    def message(self) -> str:
+        """The status in words, with advice. Only for a single, concrete result."""
+        if np.ndim(self.status):
+            raise ValueError("message is for one problem; a batch has statuses: see result.status")
+        return MESSAGES[Status(int(self.status))]
+
+    @property
+    def hess_inv(self) -> Array:
+        """The final approximation of the inverse Hessian over ravelled parameters, ``(n, n)``.
+
+        What the method needed, which for the self-scaled ones may be far from the inverse of the
+        Hessian; for standard errors invert :func:`jaxqn.derivatives.hessian` at ``x``.
+        """
+        if not isinstance(self._approx, DenseState):
+            raise ValueError(
+                "a limited-memory method has no matrix: multiply by it with "
+                "result.hess_inv_product(v), or take result.pairs"
+            )
+        return _matrix(self.state)
+
+    def hess_inv_product(self, v: ArrayTree) -> ArrayTree:
+        """H v with the final approximation of the inverse Hessian, for ``v`` like ``x``.
+
+        Of limited memory by two reads of its pairs, without a matrix. Only for a single result.
+        """
+        if np.ndim(self.status):
+            raise ValueError("hess_inv_product is for one problem: take it under jax.vmap")
+        product = _dense_product if isinstance(self._approx, DenseState) else _limited_product
+        return product(self.state, v)
+
+    @property
+    def pairs(self) -> tuple[ArrayTree, ArrayTree, Array]:
+        """The pairs of a limited-memory method, see :func:`jaxqn.stored_pairs`.
+
+        In the objective's own units, which are not those of the state. Only for a single result.
+        """
+        if np.ndim(self.status):
+            raise ValueError("pairs is for one problem: take jaxqn.stored_pairs under jax.vmap")
+        if not isinstance(self._approx, MemoryState):
+            raise ValueError("a dense method keeps no pairs: its matrix is result.hess_inv")
+        return _pairs(self.state, self.x)
+
+    @property
+    def _approx(self) -> Any:
+        """The approximation of the inverse Hessian that the run ended with."""
+        if not isinstance(self.state, LoopState):
+            raise ValueError(
+                "a batch keeps no inverse Hessians and no pairs: run minimize from the x of those "
+                "that you want them of, or invert jaxqn.derivatives.hessian(fun) there"
+            )
+        return self.state.approx
+
+
+# Every reader of curvature is compiled once for a kind of state.
+
+
+@jax.jit
+def _matrix(state: LoopState) -> Array:
+    u, g_scale = state.x_scale, state.g_scale[..., None, None]
+    H = inverse_hessian(state.approx) / g_scale
+    return H if u is None else u[..., :, None] * u[..., None, :] * H
+
+
+@jax.jit
+def _dense_product(state: LoopState, v: ArrayTree) -> ArrayTree:
+    vector, back = jax.flatten_util.ravel_pytree(v)
+    Hv = dense().apply(state.approx, gradient_to_scaled(vector, state.x_scale))
+    return back(from_scaled(Hv / state.g_scale, state.x_scale))
+
+
+@jax.jit
+def _limited_product(state: LoopState, v: ArrayTree) -> ArrayTree:
+    u, g_scale = unpacked(state.x_scale, v), state.g_scale
+    Hv = inverse_hessian_product(state.approx, gradient_to_scaled(v, u))
+    return from_scaled(jax.tree.map(lambda h: h / g_scale.astype(h.dtype), Hv), u)
+
+
+@jax.jit
+def _pairs(state: LoopState, x: ArrayTree) -> tuple[ArrayTree, ArrayTree, Array]:
+    S, Y, valid = stored_pairs(state.approx)
+    g_scale, u = state.g_scale, jax.tree.map(lambda u: u[None], unpacked(state.x_scale, x))
+    S, Y = unpacked(S, x), unpacked(Y, x)
+    Y = jax.tree.map(lambda y: g_scale.astype(y.dtype) * y, Y)
+    return from_scaled(S, u), gradient_from_scaled(Y, u), valid

@@ -1,0 +1,90 @@
+"""The formulas: arrays in, arrays out. They know no loop, no pytrees and no optax.
+
+Other folders may import the names below, and the modules ``rules`` and ``updates``.
+"""
+
+from jaxqn.formulas import rules, updates
+from jaxqn.formulas.curvature import has_curvature, in_range, powell_damping, powell_fraction
+from jaxqn.formulas.kronecker import (
+    Side,
+    kronecker_direction,
+    side_by_factorisation,
+    side_by_rank_one,
+    white_side,
+)
+from jaxqn.formulas.rules import (
+    Correction,
+    Pair,
+    Rule,
+    bfgs_rule,
+    broyden_rule,
+    correction_vectors,
+    dfp_rule,
+    osbfgs_rule,
+    sr1_rule,
+    ssbfgs_rule,
+    ssbroyden_rule,
+)
+from jaxqn.formulas.spectral import (
+    SpectralCorrection,
+    check_choices,
+    correct_inverse,
+    rank_one_correction,
+    spectral_correction,
+    spectral_inverse,
+    wedderburn,
+)
+from jaxqn.formulas.updates import (
+    bfgs_update,
+    broyden_update,
+    dfp_update,
+    osbfgs_update,
+    rank_one,
+    rank_two,
+    sherman_morrison,
+    sr1_update,
+    ssbfgs_update,
+    ssbroyden_update,
+)
+
+__all__ = [
+    "Correction",
+    "Pair",
+    "Rule",
+    "Side",
+    "SpectralCorrection",
+    "bfgs_rule",
+    "bfgs_update",
+    "broyden_rule",
+    "broyden_update",
+    "check_choices",
+    "correct_inverse",
+    "correction_vectors",
+    "dfp_rule",
+    "dfp_update",
+    "has_curvature",
+    "in_range",
+    "kronecker_direction",
+    "osbfgs_rule",
+    "osbfgs_update",
+    "powell_damping",
+    "powell_fraction",
+    "rank_one",
+    "rank_one_correction",
+    "rank_two",
+    "rules",
+    "sherman_morrison",
+    "side_by_factorisation",
+    "side_by_rank_one",
+    "spectral_correction",
+    "spectral_inverse",
+    "sr1_rule",
+    "sr1_update",
+    "ssbfgs_rule",
+    "ssbfgs_update",
+    "ssbroyden_rule",
+    "ssbroyden_update",
+    "updates",
+    "wedderburn",
+    "white_side",
+]

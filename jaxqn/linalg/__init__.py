@@ -1,0 +1,47 @@
+"""Linear algebra over pytrees: it knows no objective and no optax.
+
+Other folders may import the names below, and the modules ``stacks`` and ``vectors``.
+"""
+
+from jaxqn.linalg import stacks, vectors
+from jaxqn.linalg.conditional import compute_if, update_if, where
+from jaxqn.linalg.eigenpairs import Eigenpairs, eigenpairs, hessian_eigenpairs
+from jaxqn.linalg.numerics import (
+    HIGHEST,
+    computed_once,
+    dot,
+    eps,
+    far_apart,
+    inner,
+    last_digits,
+    power_of_two,
+    safe_divide,
+    widest,
+)
+from jaxqn.linalg.packing import is_packed, packing, pooled, repack, unpacked
+
+__all__ = [
+    "HIGHEST",
+    "Eigenpairs",
+    "compute_if",
+    "computed_once",
+    "dot",
+    "eigenpairs",
+    "eps",
+    "far_apart",
+    "hessian_eigenpairs",
+    "inner",
+    "is_packed",
+    "last_digits",
+    "packing",
+    "pooled",
+    "power_of_two",
+    "repack",
+    "safe_divide",
+    "stacks",
+    "unpacked",
+    "update_if",
+    "vectors",
+    "where",
+    "widest",
+]

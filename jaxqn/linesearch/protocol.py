@@ -1,0 +1,41 @@
+"""The line-search protocol."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from jaxqn._typing import Array
+from jaxqn.checks import check_count, described
+
+__all__ = ["LineSearch", "check_linesearch", "check_options"]
+
+
+class LineSearch(NamedTuple):
+    """A search along phi(alpha) = f(x + alpha d), as a value.
+
+    Attributes:
+      init: ``(phi0, dphi0, alpha0) -> state``; the slope ``dphi0`` is negative. Every state has
+        the field ``alpha``, the next step length to try.
+      step: ``(state, phi, dphi) -> (state, done, failed)``, given value and slope at
+        ``state.alpha``: whether that step is acceptable, and whether to give up. A non-finite
+        value or slope means "too far".
+    """
+
+    init: Callable[[Array, Array, Array], Any]
+    step: Callable[[Any, Array, Array], tuple[Any, Array, Array]]
+
+
+def check_options(max_trials: int, **options: tuple[float, float, float]) -> None:
+    """Every option is given with its bounds, of which it may be the lower; and there are trials."""
+    for name, (value, low, high) in options.items():
+        if not low <= value < high:
+            raise ValueError(f"{name} must be at least {low} and below {high}, but it is {value}")
+    check_count("max_trials", max_trials)
+
+
+def check_linesearch(linesearch: Any) -> None:
+    """Raise unless this is a :class:`LineSearch`."""
+    if not isinstance(linesearch, LineSearch):
+        raise TypeError(
+            "linesearch must be a jaxqn.LineSearch such as jaxqn.wolfe() or "
+            f"jaxqn.backtracking(), but it is {described(linesearch)}"
+        )

@@ -1,0 +1,279 @@
+"""Line searches as globalizations: steps along a path, by Wolfe's conditions or others.
+
+One search takes several trips. A trip whose step is accepted corrects H by the pair (s, y) and
+starts the next search; a trip whose step is refused has s = y = 0, which changes nothing but the
+state of the search.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxqn._typing import Array, ArrayTree
+from jaxqn.linalg import computed_once, eps, far_apart, last_digits, power_of_two, vectors
+from jaxqn.linesearch import (
+    LineSearch,
+    agreement,
+    expected_decrease,
+    parabola_step,
+    stopped_short,
+)
+from jaxqn.loop.path import Path, straight
+from jaxqn.loop.protocol import (
+    Globalization,
+    Judgement,
+    Outcome,
+    Prospects,
+    Replanned,
+    Run,
+    Slopes,
+)
+from jaxqn.loop.state import LoopState, Measures, Point
+from jaxqn.loop.termination import is_small, promises_little, within_gtol
+from jaxqn.loop.units import gradient_from_scaled
+
+__all__ = ["line"]
+
+
+@functools.cache
+def line(linesearch: LineSearch, path: Path = straight) -> Globalization:
+    """Steps x(alpha) along a path, with alpha from a line search.
+
+    Args:
+      linesearch: sees phi(alpha) = f(x(alpha)) and its slope.
+      path: what x(alpha) is; the straight line x − alpha H g unless given.
+
+    Returns:
+      A :class:`Globalization`.
+
+    References:
+      Nocedal & Wright, Numerical Optimization, 2nd ed., 2006, chapter 3 and algorithm 6.1.
+    """
+
+    def init(zeros: ArrayTree, zero: Array, one: Array) -> tuple[Any, Any]:
+        return path.join(zeros, zeros), linesearch.init(zero, -one, one)
+
+    def measure(state: LoopState, trial: Point) -> tuple[Array, Array]:
+        g_size, jac_size, _ = _sizes(path, state, trial)
+        return g_size, jac_size
+
+    return Globalization(
+        init,
+        path.at,
+        measure,
+        judge=functools.partial(_judge, linesearch, path),
+        replan=functools.partial(_replan, linesearch, path),
+    )
+
+
+# Passes over vectors are functions, called wherever their results are used. Of short vectors XLA
+# merges equal calls; of long ones it drops from each call what its caller does not use.
+
+
+def _sizes(path: Path, state: LoopState, trial: Point) -> list[Array]:
+    """The largest entries of the gradient by z and by x, and of a unit step in last digits of x."""
+    g, step = path.free(trial), path.tangent(trial, state.plan)
+    digits = jax.tree.map(last_digits, step, state.point.x)
+    if state.x_scale is None:
+        largest, digits = vectors.inf_norms(g, digits)
+        return [largest, largest, digits]
+    return vectors.inf_norms(g, gradient_from_scaled(g, state.x_scale), digits)
+
+
+def _products(path: Path, state: LoopState, trial: Point) -> list[Array]:
+    """Inner products of the gradient with the tangent, and of s with both ends' gradients."""
+    s = jax.tree.map(jnp.subtract, trial.x, state.point.x)
+    tangent = path.tangent(trial, state.plan)
+    return vectors.products((trial.g, tangent), (state.point.g, s), (trial.g, s))
+
+
+def _judge(
+    linesearch: LineSearch, path: Path, state: LoopState, trial: Point, run: Run
+) -> tuple[Any, Slopes, Judgement]:
+    """Let the search judge the trial. A search that gives up still offers its lowest trial."""
+    alpha, now, point, lowest = state.search.alpha, run.now, state.point, state.lowest
+    dphi0, dphi = -now.g_scale * now.gHg, -now.g_scale * _products(path, state, trial)[0]
+    search, done, gave_up = linesearch.step(state.search, trial.f, dphi)
+    # Give up once the next trial would not change x in floating point.
+    shrinks = ~done & (search.alpha < alpha)
+    gave_up |= run.compute_if(
+        shrinks, lambda: search.alpha * _sizes(path, state, trial)[2] <= 1, shrinks
+    )
+    # Give up at once where the direction is no descent: a converged run taken up again has one.
+    descent = dphi0 < 0
+    accepted = run.running & (run.first | (done & descent))
+    gave_up = run.running & ~accepted & (gave_up | ~descent)
+    lower = (trial.f < lowest.f) & jnp.isfinite(trial.f) & jnp.isfinite(dphi)
+    is_lowest = run.running & lower & ~accepted
+    took_lowest = gave_up & (jnp.where(lower, trial.f, lowest.f) < point.f)
+    accepted, gave_up, is_lowest, took_lowest = computed_once(
+        accepted, gave_up, is_lowest, took_lowest
+    )
+    moved, failed = accepted | took_lowest, gave_up & ~took_lowest
+
+    # STALLED: the search failed, values agree with slopes up to rounding, and the direction is −g
+    # or promises a decrease below rounding.
+    def agree() -> Array:
+        before, after = _products(path, state, trial)[1:]
+        return agreement(point.f, trial.f, 0.5 * now.g_scale * (before + after))
+
+    values_agree = (
+        run.compute_if(gave_up, agree, gave_up) & jnp.isfinite(trial.f) & jnp.isfinite(dphi0)
+    )
+    below_rounding = 0.5 * jnp.abs(dphi0) <= eps(point.f.dtype) * jnp.abs(point.f)
+    stalled = failed & values_agree & (state.flags.steepest | below_rounding)
+    judged = Judgement(accepted, took_lowest, is_lowest, failed, stalled, moved)
+    return search, Slopes(dphi0, dphi), judged
+
+
+def _replan(
+    linesearch: LineSearch, path: Path, state: LoopState, outcome: Outcome, run: Run, second: Any
+) -> Replanned:
+    """Correct H by the pair, ask the model, restart where it is no use, and aim again."""
+    new, g_scale, judged = outcome.point, outcome.g_scale, outcome.judged
+    s = jax.tree.map(jnp.subtract, new.x, state.point.x)
+    y = jax.tree.map(jnp.subtract, new.g, state.point.g)
+    g_norm, jac_norm = _gradient_norms(outcome, run)
+    approx, Hg = _correct(path, state, outcome, s, y, run, second)
+    d = path.direction(run.method.qn, approx, new, Hg)
+    g0_norm = jnp.where(run.first, g_norm, run.now.g0_norm)
+    now = run.now._replace(g_scale=g_scale, g0_norm=g0_norm, g_norm=g_norm, jac_norm=jac_norm)
+
+    def squares() -> list[Array]:
+        g = path.free(new)
+        return vectors.products((d, new.g), (g, g), (d, d), (s, s), (new.x, new.x))
+
+    now, prospects = _assess_model(state, new, squares, now, judged, run)
+    plan = path.join(Hg, d)
+    restarts, approx, new, plan, now = _restart(
+        path, state, new, approx, plan, squares, now, prospects, judged, run
+    )
+    steepest = restarts | (state.flags.steepest & (run.first | ~judged.moved))
+    search = _aim(linesearch, state, outcome, new, now, steepest, prospects, run)
+    return Replanned(new, s, approx, plan, search, now, prospects, restarts, steepest)
+
+
+def _gradient_norms(outcome: Outcome, run: Run) -> tuple[Array, Array]:
+    """Largest entries of the next point's gradient by z and by x."""
+    (g_size, jac_size), g_scale = outcome.sizes, run.now.g_scale
+    lowest_g_size, lowest_jac_size = outcome.lowest.sizes
+    accepted, moved = outcome.judged.accepted, outcome.judged.moved
+    g_norm = jnp.where(moved, g_scale * jnp.where(accepted, g_size, lowest_g_size), run.now.g_norm)
+    jac_norm = jnp.where(
+        moved, g_scale * jnp.where(accepted, jac_size, lowest_jac_size), run.now.jac_norm
+    )
+    return g_norm, jac_norm
+
+
+def _correct(
+    path: Path,
+    state: LoopState,
+    outcome: Outcome,
+    s: ArrayTree,
+    y: ArrayTree,
+    run: Run,
+    second: Any,
+) -> tuple[Any, ArrayTree]:
+    """H corrected by (s, y), or made anew from second derivatives, and its product with g."""
+    qn, new, moved = run.method.qn, outcome.point, outcome.judged.moved
+    if qn.renew is None:
+        return qn.advance(state.approx, s, y, new.g, path.product(state.plan), moved)
+
+    renew = functools.partial(qn.renew, state.approx, s, y)
+
+    def renewed() -> Any:
+        return renew(jax.tree.map(lambda B: B / outcome.g_scale, second(new.x)))
+
+    # Unbatched, a refused trial costs no Hessian; under vmap every trial does.
+    approx = jax.lax.cond(moved, renewed, lambda: state.approx)
+    return approx, qn.apply(approx, new.g)
+
+
+def _assess_model(
+    state: LoopState, new: Point, squares: Any, now: Measures, judged: Judgement, run: Run
+) -> tuple[Measures, Prospects]:
+    """What the model says: a small gradient is at a minimum where the model promises little."""
+    near = within_gtol(run.tol, now.g_norm, now.g0_norm, now.jac_norm)
+    at_noise_level = is_small(run.tol, now.g_norm, now.g0_norm)
+    gHg = run.compute_if(judged.moved, lambda: squares()[0], run.now.gHg)
+    sizes = run.compute_if(
+        at_noise_level | run.first,
+        lambda: jnp.stack(squares()[2:]),
+        jnp.zeros((3,), gHg.dtype),
+    )
+    xx_first = jnp.where(run.first, sizes[2], run.now.xx_first)
+    decrease = state.point.f - new.f
+    little = promises_little(new.f, decrease, 0.5 * now.g_scale * gHg, sizes, xx_first)
+    prospects = Prospects(decrease, near, judged.moved & at_noise_level & little)
+    return now._replace(gHg=gHg, xx_first=xx_first), prospects
+
+
+def _restart(
+    path: Path,
+    state: LoopState,
+    new: Point,
+    approx: Any,
+    plan: Any,
+    squares: Any,
+    now: Measures,
+    prospects: Prospects,
+    judged: Judgement,
+    run: Run,
+) -> tuple[Array, Any, Point, Any, Measures]:
+    """Forget the curvature and aim along −g where H is of no use.
+
+    That is after a failed search, without descent, and where squares of gradients are about to
+    leave the range of the dtype.
+
+    A run that has converged or stalled keeps the curvature that it found.
+    """
+    g_scale, gHg, near = now.g_scale, now.gHg, prospects.within_gtol
+    descent = (gHg > 0) & jnp.isfinite(gHg)
+    new_g_scale = jnp.where(state.flags.may_rescale, power_of_two(now.g_norm), g_scale)
+    g_scale_drifted = (
+        judged.moved
+        & far_apart(new_g_scale, g_scale)
+        & (now.jac_norm > run.tol.gtol)
+        & ~(near & prospects.promises_little)
+    )
+    (restarts,) = computed_once(
+        g_scale_drifted | (~near & ((judged.failed & ~judged.stalled) | (run.running & ~descent)))
+    )
+    approx = run.method.qn.reset(approx, restarts)
+
+    def forget(_: Any) -> tuple[Any, Array, ArrayTree]:
+        factor = g_scale / new_g_scale
+        g = jax.tree.map(lambda g: factor.astype(g.dtype) * g, new.g)
+        return path.join(g, path.free(new._replace(g=g))), factor**2 * squares()[1], g
+
+    plan, gHg, g = run.update_if(restarts, (plan, gHg, new.g), forget)
+    g_scale = jnp.where(restarts, new_g_scale, g_scale)
+    return restarts, approx, new._replace(g=g), plan, now._replace(g_scale=g_scale, gHg=gHg)
+
+
+def _aim(
+    linesearch: LineSearch,
+    state: LoopState,
+    outcome: Outcome,
+    new: Point,
+    now: Measures,
+    steepest: Array,
+    prospects: Prospects,
+    run: Run,
+) -> Any:
+    """The next search, with its first trial (Nocedal & Wright, eq. 3.60)."""
+    slope, length = -now.g_scale * now.gHg, jnp.sqrt(jnp.where(now.gHg > 0, now.gHg, 1))
+    expected = jnp.full_like(new.f, jnp.inf)
+    if run.method.qn.needs == "nothing":
+        dphi0, dphi = outcome.slopes
+        short = (
+            outcome.judged.accepted
+            & ~state.flags.steepest
+            & stopped_short(state.search.alpha, dphi0, dphi)
+        )
+        expected = expected_decrease(new.f, prospects.decrease, short)
+    expected = jnp.where(steepest, jnp.abs(new.f), expected)
+    alpha = parabola_step(expected, jnp.where(steepest, now.g_scale * length, slope))
+    return linesearch.init(new.f, slope, alpha / jnp.where(steepest, length, 1))

@@ -1,0 +1,185 @@
+"""An objective as the loop sees it: value and gradient over the vector that a method wants."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypedDict
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+
+from jaxqn._typing import Array, ArrayTree
+from jaxqn.checks import (
+    check_args,
+    check_hashable,
+    check_initial,
+    check_x_scale,
+    nonnegative,
+    scalar_value,
+    split_aux,
+    whole_number,
+)
+from jaxqn.linalg import packing, power_of_two, unpacked, vectors
+from jaxqn.linesearch import LineSearch, check_linesearch, wolfe
+from jaxqn.loop.line import line
+from jaxqn.loop.protocol import Method
+from jaxqn.loop.state import LoopState, Point
+from jaxqn.loop.termination import Tolerances, default_rtol, stall_rtol
+from jaxqn.loop.trip import Evaluate, Second, start
+from jaxqn.loop.units import (
+    MAX_AUTOMATIC,
+    automatic,
+    from_scaled,
+    inverse_hessian_to_scaled,
+    to_scaled,
+)
+from jaxqn.quasi_newton import QuasiNewton, check_method, method_by_name
+
+__all__ = ["DEFAULTS", "MinimizeOptions", "Problem", "completed", "problem_of", "tolerances"]
+
+
+class MinimizeOptions(TypedDict, total=False):
+    """The options that every driver takes; :func:`jaxqn.minimize` documents them."""
+
+    method: str | QuasiNewton
+    linesearch: LineSearch | None
+    gtol: Any
+    ftol: Any
+    xtol: Any
+    maxiter: Any
+    maxfun: Any
+    has_aux: bool
+    hess_inv0: Any
+    x_scale: Any
+
+
+DEFAULTS: MinimizeOptions = {
+    "method": "osbfgs",
+    "linesearch": None,
+    "gtol": None,
+    "ftol": 0.0,
+    "xtol": 0.0,
+    "maxiter": None,
+    "maxfun": None,
+    "has_aux": False,
+    "hess_inv0": None,
+    "x_scale": None,
+}
+"""What each option is unless the caller gives it."""
+
+
+def completed(caller: str, given: MinimizeOptions) -> MinimizeOptions:
+    """The options with defaults for those not given; an unknown one raises an error with a list."""
+    unknown = sorted(given.keys() - DEFAULTS.keys())
+    if unknown:
+        raise TypeError(
+            f"{caller} has no option {unknown[0]!r}; beside its own arguments it takes those of "
+            f"minimize: {', '.join(sorted(DEFAULTS))}"
+        )
+    return {**DEFAULTS, **given}
+
+
+class Problem(NamedTuple):
+    """Everything about a run that is fixed when it is compiled.
+
+    Attributes:
+      objective: ``(x, *args) -> value``, or ``(value, aux)``.
+      method: the inverse-Hessian approximation, and the line search around it.
+      has_aux: whether the objective returns auxiliary data.
+    """
+
+    objective: Callable[..., Any]
+    method: Method
+    has_aux: bool
+
+    def vector(self, x: ArrayTree) -> tuple[ArrayTree, Callable[[ArrayTree], ArrayTree]]:
+        """``x`` as the method wants it, flat or in large pieces, and the way back."""
+        if self.method.qn.dense:
+            return jax.flatten_util.ravel_pytree(x)
+        return packing(x)(x), lambda v: unpacked(v, x)
+
+    def starts(self, options: MinimizeOptions, x0: ArrayTree) -> tuple[Any, Any]:
+        """The options ``hess_inv0`` and ``x_scale``, checked for this method and ``x0``."""
+        H0, x_scale = options["hess_inv0"], check_x_scale(options["x_scale"], x0)
+        if H0 is not None and self.method.qn.needs != "nothing":
+            raise ValueError(
+                "hess_inv0 starts a quasi-Newton method; this one takes the Hessian at x0"
+            )
+        return None if H0 is None else check_initial(H0, x0, self.method.qn.dense), x_scale
+
+    def start(self, x0: ArrayTree, args: Any, H0: Any, x_scale: Any) -> LoopState:
+        """The state before the first evaluation, in units of ``x_scale`` or of the sizes in x0."""
+        aux = None
+        if self.has_aux:
+            shapes = split_aux(jax.eval_shape(self.objective, x0, *args))[1]
+            aux = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        x = self.vector(x0)[0]
+        if x_scale is not None:
+            x_scale = jax.tree.map(power_of_two, self.vector(x_scale)[0])
+        elif vectors.size(x) <= MAX_AUTOMATIC:
+            x_scale = automatic(x) if H0 is None else jax.tree.map(jnp.ones_like, x)
+        if H0 is not None:
+            dense = self.method.qn.dense
+            H0 = inverse_hessian_to_scaled(H0 if dense else packing(x0)(H0), x_scale, dense=dense)
+        return start(to_scaled(x, x_scale), aux, self.method, H0, x_scale)
+
+    def on_vectors(self, x0: ArrayTree, args: Any, x_scale: Any) -> tuple[Evaluate, Second]:
+        """``(z, g_scale) -> Point``, its gradient divided by g_scale, and ``z -> Hessian``."""
+        vector, back = self.vector(x0)
+        dtype = jax.tree.leaves(vector)[0].dtype
+
+        def fun(z: ArrayTree) -> tuple[Array, Any]:
+            out = self.objective(back(from_scaled(z, x_scale)), *args)
+            value, aux = split_aux(out) if self.has_aux else (out, None)
+            return scalar_value(value).astype(dtype), aux
+
+        def evaluate(z: ArrayTree, g_scale: Array) -> Point:
+            f, pull_back, aux = jax.vjp(fun, z, has_aux=True)
+            (g,) = pull_back(1 / g_scale)
+            return _without_derivative(Point(z, f, g, aux))
+
+        return evaluate, jax.hessian(lambda z: fun(z)[0])
+
+
+@jax.custom_jvp
+def _without_derivative(point: Point) -> Point:
+    """The point itself. Whatever a run depends on, closures included, passes through here."""
+    return point
+
+
+@_without_derivative.defjvp
+def _refuse(primals: Any, tangents: Any) -> Any:
+    raise NotImplementedError(
+        "a run of jaxqn has no derivative. For that of the solution by the data, put the run into "
+        "jax.lax.custom_root, as the README does under 'Coming from elsewhere'; for a solution "
+        "that counts as a constant, put jax.lax.stop_gradient around what goes into the run"
+    )
+
+
+def problem_of(fun: Any, args: Any, options: MinimizeOptions) -> Problem:
+    """The problem that a front door was given, checked."""
+    method, linesearch = options["method"], options["linesearch"]
+    qn = method_by_name(method) if isinstance(method, str) else method
+    check_method(qn)
+    linesearch = wolfe() if linesearch is None else linesearch
+    check_linesearch(linesearch)
+    check_args(args)
+    check_hashable(fun)
+    return Problem(fun, Method(qn, line(linesearch)), options["has_aux"])
+
+
+def tolerances(dtype: np.dtype, n: int, options: MinimizeOptions) -> Tolerances:
+    """The numbers checked and given their types; the defaults depend on dtype and size."""
+    gtol, maxiter, maxfun = options["gtol"], options["maxiter"], options["maxfun"]
+    limit = np.iinfo(np.int32).max
+    return Tolerances(
+        gtol=nonnegative("gtol", 0.0 if gtol is None else gtol, dtype),
+        grtol=np.asarray(default_rtol(dtype) if gtol is None else 0.0, dtype),
+        stall_rtol=np.asarray(stall_rtol(dtype) if gtol is None else 0.0, dtype),
+        ftol=nonnegative("ftol", options["ftol"], dtype),
+        xtol=nonnegative("xtol", options["xtol"], dtype),
+        maxiter=whole_number(
+            "maxiter", max(1000, 200 * n) if maxiter is None else maxiter, least=0
+        ),
+        maxfun=whole_number("maxfun", limit if maxfun is None else maxfun, least=1),
+    )

@@ -1,0 +1,182 @@
+"""The seam of the loop: a method is an inverse-Hessian approximation and a globalization.
+
+The loop (:mod:`jaxqn.loop.trip`) knows these values by their verbs alone:
+
+- BFGS is ``Method(dense(bfgs_rule), line(wolfe()))``: steps along x − alpha H g;
+- Newton's method is ``Method(corrected_newton(), line(wolfe()))``: the same line, H from Hessians.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from jaxqn._typing import Array, ArrayTree
+from jaxqn.linalg import compute_if, update_if
+from jaxqn.loop.state import LineTrial, Measures, Point, Tally
+from jaxqn.loop.termination import Tolerances
+from jaxqn.quasi_newton import QuasiNewton
+
+__all__ = [
+    "Globalization",
+    "Judgement",
+    "Method",
+    "Outcome",
+    "Prospects",
+    "Replanned",
+    "Run",
+    "Slopes",
+]
+
+
+class Globalization(NamedTuple):
+    """How steps are made safe far from a solution (Nocedal & Wright, chapters 3 and 4).
+
+    Attributes:
+      init: ``(zeros, zero, one) -> (plan, search)``, before anything is evaluated: a zero vector
+        and the scalars 0 and 1 in the dtype of the run. ``search.alpha`` is the size of the step
+        to try next: a step length here, a radius for a trust region.
+      at: ``(x, alpha, plan) -> x``, the point to try; called at every trip.
+      measure: ``(state, trial) -> (g_size, jac_size)``, the largest entry of what vanishes at a
+        solution, by z and by x; for a line the gradient.
+      judge: ``(state, trial, run) -> (search, slopes, Judgement)``.
+      replan: ``(state, outcome, run, second) -> Replanned``: correct H, and say where to go next.
+    """
+
+    init: Callable[..., tuple[Any, Any]]
+    at: Callable[[ArrayTree, Array, Any], ArrayTree]
+    measure: Callable[..., tuple[Array, Array]]
+    judge: Callable[..., tuple[Any, Any, "Judgement"]]
+    replan: Callable[..., "Replanned"]
+
+
+class Method(NamedTuple):
+    """What turns gradients into steps; hashable, and fixed when a program is compiled.
+
+    Attributes:
+      qn: the inverse-Hessian approximation.
+      globalization: how its steps are made safe.
+    """
+
+    qn: QuasiNewton
+    globalization: Globalization
+
+
+class Run(NamedTuple):
+    """What the phases of one trip share.
+
+    Attributes:
+      method: see :class:`Method`.
+      tol: tolerances and budgets.
+      now: the measures before this trip.
+      tally: the counts before this trip.
+      running: whether the run has not ended.
+      first: whether this trip evaluates the first point.
+      branch: whether vectors are so long that skipping a pass over one repays a branch.
+    """
+
+    method: Method
+    tol: Tolerances
+    now: Measures
+    tally: Tally
+    running: Array
+    first: Array
+    branch: bool
+
+    def update_if(self, condition: Array, value: Any, update: Callable[[Any], Any]) -> Any:
+        """See :func:`jaxqn.linalg.update_if`."""
+        return update_if(condition, value, update, branch=self.branch)
+
+    def compute_if(self, condition: Array, compute: Callable[[], Array], otherwise: Array) -> Array:
+        """See :func:`jaxqn.linalg.compute_if`."""
+        return compute_if(condition, compute, otherwise, branch=self.branch)
+
+
+class Slopes(NamedTuple):
+    """Slopes of f along the path.
+
+    Attributes:
+      start: at alpha = 0.
+      trial: at the trial.
+    """
+
+    start: Array
+    trial: Array
+
+
+class Judgement(NamedTuple):
+    """What becomes of a trial and of the search that made it; booleans, each of shape ``()``.
+
+    Attributes:
+      accepted: the trial is the next point.
+      took_lowest: the search gave up, and its lowest trial is the next point.
+      is_lowest: the trial is the lowest of its search so far, and not accepted.
+      failed: the search gave up and found nothing lower.
+      stalled: it failed because rounding hides the decrease that it looked for.
+      moved: there is a next point: ``accepted`` or ``took_lowest``.
+    """
+
+    accepted: Array
+    took_lowest: Array
+    is_lowest: Array
+    failed: Array
+    stalled: Array
+    moved: Array
+
+
+class Outcome(NamedTuple):
+    """A trial, judged and committed or held.
+
+    Attributes:
+      sizes: what ``Globalization.measure`` says of the trial.
+      g_scale: what gradients are divided by from now on.
+      slopes: what ``Globalization.judge`` found beside its judgement.
+      judged: its judgement.
+      point: the next point; the old one where the trial was held.
+      lowest: the lowest trial of the search.
+    """
+
+    sizes: tuple[Array, Array]
+    g_scale: Array
+    slopes: Any
+    judged: Judgement
+    point: Point
+    lowest: LineTrial
+
+
+class Prospects(NamedTuple):
+    """What the corrected model says of the next point.
+
+    Attributes:
+      decrease: by how much the step decreased f.
+      within_gtol: whether the gradient is within the tolerance on it.
+      promises_little: whether the gradient and the decrease or step promised are of rounding size.
+    """
+
+    decrease: Array
+    within_gtol: Array
+    promises_little: Array
+
+
+class Replanned(NamedTuple):
+    """Where to go from the next point.
+
+    Attributes:
+      point: the next point, its gradient divided by the ``g_scale`` of ``now``.
+      step: s = x₊ − x.
+      approx: state of the corrected approximation.
+      plan: what the next trials are made from.
+      search: state of the next search.
+      now: measures of the next point; the least values are still those before it.
+      prospects: what the model says of it.
+      restarts: whether the curvature was forgotten.
+      steepest: whether the direction is the negative gradient.
+    """
+
+    point: Point
+    step: ArrayTree
+    approx: Any
+    plan: Any
+    search: Any
+    now: Measures
+    prospects: Prospects
+    restarts: Array
+    steepest: Array

@@ -1,0 +1,38 @@
+"""Inverse-Hessian approximations as values: dense, in limited memory, or made of Hessians."""
+
+from jaxqn.quasi_newton.damping import damped
+from jaxqn.quasi_newton.dense import DenseState, dense, inverse_hessian
+from jaxqn.quasi_newton.lbfgs import lbfgs_memory
+from jaxqn.quasi_newton.limited_memory import MemoryState
+from jaxqn.quasi_newton.lsr1 import lsr1_memory
+from jaxqn.quasi_newton.methods import METHODS, method_by_name
+from jaxqn.quasi_newton.newton import corrected_newton, spectrum_of
+from jaxqn.quasi_newton.noisy_pairs import (
+    absorb_noisy_pair,
+    bounded_direction,
+    same_batch_pair,
+)
+from jaxqn.quasi_newton.protocol import QuasiNewton, check_method, check_quasi_newton
+from jaxqn.quasi_newton.stored_pairs import inverse_hessian_product, stored_pairs
+
+__all__ = [
+    "METHODS",
+    "DenseState",
+    "MemoryState",
+    "QuasiNewton",
+    "absorb_noisy_pair",
+    "bounded_direction",
+    "check_method",
+    "check_quasi_newton",
+    "corrected_newton",
+    "damped",
+    "dense",
+    "inverse_hessian",
+    "inverse_hessian_product",
+    "lbfgs_memory",
+    "lsr1_memory",
+    "method_by_name",
+    "same_batch_pair",
+    "spectrum_of",
+    "stored_pairs",
+]

@@ -1,0 +1,289 @@
+"""A dense inverse Hessian: an n-by-n matrix, with the newest corrections in a panel beside it."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxqn._typing import Array
+from jaxqn.checks import check_count
+from jaxqn.formulas import Correction, Pair, Rule, correction_vectors, has_curvature, osbfgs_rule
+from jaxqn.linalg import HIGHEST, dot, inner, safe_divide
+from jaxqn.quasi_newton.protocol import QuasiNewton
+
+__all__ = ["DenseState", "default_panel", "dense", "inverse_hessian"]
+
+
+class DenseState(NamedTuple):
+    """A dense H, with its newest corrections kept beside the matrix until they are folded in.
+
+        H = identity_factor · I + matrix_factor · matrix + panel diag(weights) panelᵀ
+
+    Attributes:
+      matrix: shape ``(n, n)``; meaningless while its factor is 0.
+      base: ``identity_factor`` and ``matrix_factor``, shape ``(2,)``.
+      panel: correction vectors in columns, shape ``(n, 2 k)``.
+      weights: their weights, shape ``(2 k,)``.
+      counts: ``absorbed``, ``refused`` and ``used``, int32, shape ``(3,)``.
+    """
+
+    matrix: Array
+    base: Array
+    panel: Array
+    weights: Array
+    counts: Array
+
+    @property
+    def identity_factor(self) -> Array:
+        """Factor of I in H, shape ``(...)``."""
+        return self.base[..., 0]
+
+    @property
+    def matrix_factor(self) -> Array:
+        """Factor of the matrix in H, shape ``(...)``."""
+        return self.base[..., 1]
+
+    @property
+    def absorbed(self) -> Array:
+        """Pairs absorbed since the start or the last reset, int32, shape ``(...)``."""
+        return self.counts[..., 0]
+
+    @property
+    def refused(self) -> Array:
+        """Pairs refused since the start, int32, shape ``(...)``."""
+        return self.counts[..., 1]
+
+    @property
+    def used(self) -> Array:
+        """Columns of the panel in use, int32, shape ``(...)``."""
+        return self.counts[..., 2]
+
+
+def default_panel(n: int) -> int:
+    """Pairs that wait in the panel by default: 0 for small n, 32 for large.
+
+    On a CPU a panel takes a quarter to a half off an iteration from n = 300 on; it also takes
+    longer to compile, by the time that one or two thousand iterations save. On an accelerator a
+    pass over the matrix is cheap up to larger n, and a branch is dear.
+    """
+    return 32 if n >= (1000 if jax.default_backend() == "cpu" else 5000) else 0
+
+
+@functools.cache
+def dense(
+    rule: Rule = osbfgs_rule, *, scale_init: float = 1.0, panel: int | None = None
+) -> QuasiNewton:
+    """A dense inverse-Hessian approximation, corrected by ``rule``.
+
+    One product H g per iteration is the only pass over the matrix that an iteration needs: H y is
+    a difference of two such products, and the rank-two correction waits in a panel of 2 ``panel``
+    vectors, folded in once the panel is full. An iteration costs (1 + 2/panel) passes over n²
+    numbers, or 3 with ``panel=0``.
+
+    Args:
+      rule: what to do with a pair; see :mod:`jaxqn.rules`.
+      scale_init: multiply the initial H = I by this times sᵀy/yᵀy before the first update
+        (Nocedal & Wright, eq. 6.20); 0 leaves it I. SR1 wants less than 1: it refuses the pair
+        that fits exactly. An H0 given by the caller is never rescaled.
+      panel: pairs to defer; by default 32 for large n (on a CPU from 1000, on an accelerator from
+        5000) and 0 for small, which compiles sooner. For many runs of one shape on a CPU 32 pays
+        from n = 300 on.
+
+    Returns:
+      A :class:`QuasiNewton` over flat vectors. Memory: n² + 2 ``panel`` n numbers.
+
+    Raises:
+      TypeError: ``rule`` is no function.
+      ValueError: ``panel`` is not a whole number.
+
+    Example:
+      >>> from jaxqn.formulas import bfgs_rule
+      >>> qn = dense(bfgs_rule)
+      >>> s, y = jnp.array([1.0, 0.0]), jnp.array([2.0, 0.0])
+      >>> state = qn.update(qn.init(jnp.zeros(2)), s, y)
+      >>> qn.apply(state, jnp.array([2.0, 2.0])).tolist()
+      [1.0, 1.0]
+    """
+    if not callable(rule):
+        raise TypeError(f"rule must be a function such as jaxqn.rules.bfgs_rule, not {rule!r}")
+    panel = None if panel is None else check_count("panel", panel, least=0)
+
+    def init(x: Array, H0: Array | None = None) -> DenseState:
+        n, dtype = x.shape[0], x.dtype
+        k = default_panel(n) if panel is None else panel
+        given = H0 is not None
+        return DenseState(
+            matrix=jnp.array(H0, dtype) if given else jnp.zeros((n, n), dtype),
+            base=jnp.array([0, 1] if given else [1, 0], dtype),
+            panel=jnp.zeros((n, 2 * k), dtype),
+            weights=jnp.zeros((2 * k,), dtype),
+            counts=jnp.zeros((3,), jnp.int32),
+        )
+
+    absorb = functools.partial(_absorb, rule, float(scale_init))
+
+    def update(state: DenseState, s: Array, y: Array) -> DenseState:
+        w = _apply(state, y)
+        ss, sy, yy, yw = inner((s, s), (s, y), (y, y), (y, w))
+        unknown = jnp.full((), jnp.nan, s.dtype)
+        return absorb(state, Pair(s, y, w, ss, sy, yy, yw, sBs=unknown))[0]
+
+    def advance(
+        state: DenseState, s: Array, y: Array, g: Array, Hg: Array, moved: Array
+    ) -> tuple[DenseState, Array]:
+        product = _product_if_moved(state, g, Hg, moved)
+        w = product - Hg
+        ss, sy, yy, yw, sg, gw, sHg, HgHg = inner(
+            (s, s), (y, s), (y, y), (y, w), (g, s), (g, w), (Hg, s), (Hg, Hg)
+        )
+        sBs = _step_curvature(ss, sHg, HgHg, sg - sy)
+        state, gamma, c, (p, q) = absorb(state, Pair(s, y, w, ss, sy, yy, yw, sBs))
+        gw, sg = (jnp.where(c.accepted, v, jnp.zeros_like(v)) for v in (gamma * gw, sg))
+        correction = c.alpha * (sg - c.mu * gw) * p + c.beta * (gw - c.nu * sg) * q
+        return state, gamma * c.scale * product + correction
+
+    return QuasiNewton(init, update, _apply, advance, _reset)
+
+
+def _apply(state: DenseState, g: Array) -> Array:
+    return _product_from(state, g, dot(state.matrix, g))
+
+
+def _product_from(state: DenseState, g: Array, Mg: Array) -> Array:
+    """H g from the product of the matrix, M g."""
+    shift, scale = state.base
+    Hg = shift * g + scale * Mg
+    if state.weights.size:
+        Hg += dot(state.panel, state.weights * dot(g, state.panel))
+    return Hg
+
+
+def _product_if_moved(state: DenseState, g: Array, Hg: Array, moved: Array) -> Array:
+    """H g where ``moved`` holds. Elsewhere it is Hg already."""
+    if not state.weights.size:
+        return _apply(state, g)
+    # Unbatched this saves a pass over n² numbers on a refused trial; under vmap it is a select
+    # between two vectors. Only the pass waits for `moved`, so that a CPU reads the panel beside the
+    # matrix.
+    Mg = jax.lax.cond(moved, lambda: dot(state.matrix, g), lambda: Hg)
+    return jnp.where(moved, _product_from(state, g, Mg), Hg)
+
+
+def _first_factor(scale_init: float, state: DenseState, pair: Pair) -> Array:
+    """What the initial H = I is multiplied by before its first update (N&W, eq. 6.20)."""
+    one = jnp.ones_like(pair.sy)
+    if not scale_init:
+        return one
+    first = (state.identity_factor == 1) & (state.matrix_factor == 0) & (state.absorbed == 0)
+    first &= has_curvature(pair.ss, pair.sy, pair.yy)
+    return jnp.where(first, scale_init * safe_divide(pair.sy, pair.yy, first), one)
+
+
+def _absorb(
+    rule: Rule, scale_init: float, state: DenseState, pair: Pair
+) -> tuple[DenseState, Array, Correction, tuple[Array, Array]]:
+    """Correct H by a pair; also return the factor of H before, and the correction then."""
+    gamma = _first_factor(scale_init, state, pair)
+    pair = pair._replace(w=gamma * pair.w, yw=gamma * pair.yw, sBs=pair.sBs / gamma)
+    c = rule(pair)
+    tally = jnp.stack([c.accepted, ~c.accepted & (pair.ss > 0), jnp.zeros((), bool)])
+    factor = gamma * c.scale
+    state = state._replace(
+        base=state.base * factor,
+        weights=state.weights * factor,
+        counts=state.counts + tally.astype(jnp.int32),
+    )
+    p, q = correction_vectors(pair.s, pair.w, c)
+    store = _defer if state.weights.size else _write
+    return store(state, p, q, c), gamma, c, (p, q)
+
+
+def _reset(state: DenseState, when: Array) -> DenseState:
+    identity = jnp.array([1, 0], state.base.dtype)
+    nothing_in_use = state.counts * jnp.array([0, 1, 0], state.counts.dtype)
+    return state._replace(
+        base=jnp.where(when, identity, state.base),
+        weights=jnp.where(when, jnp.zeros_like(state.weights), state.weights),
+        counts=jnp.where(when, nothing_in_use, state.counts),
+    )
+
+
+def _step_curvature(ss: Array, sHg: Array, HgHg: Array, sg: Array) -> Array:
+    """sᵀB s of a step s = −t H g, which is −t sᵀg; NaN for a step in any other direction.
+
+    A later transformation (clipping, masks, bounds, weight decay) may bend a step. Then B s = −t g
+    does not hold, and the angle between the step and H g shows it.
+    """
+    t = -safe_divide(sHg, HgHg, HgHg > 0)
+    bent = ss - t**2 * HgHg > 1e-4 * ss
+    return jnp.where(bent, jnp.full_like(t, jnp.nan), -t * sg)
+
+
+def _write(state: DenseState, p: Array, q: Array, c: Correction) -> DenseState:
+    """Correct the matrix at once; a refused pair has zero weights, and needs no select."""
+    written = jnp.array([0, 1], state.base.dtype)
+    shift, scale = jnp.where(c.accepted, state.base, written)
+    correction = jnp.outer(c.alpha * p, p) + jnp.outer(c.beta * q, q)
+    return state._replace(
+        matrix=scale * state.matrix + (correction + shift * _identity(state)),
+        base=jnp.where(c.accepted, written, state.base),
+    )
+
+
+def _defer(state: DenseState, p: Array, q: Array, c: Correction) -> DenseState:
+    """Put a correction into the panel; fold the panel into the matrix when it is full."""
+    pair, weights, accepted = jnp.stack([p, q], 1), jnp.stack([c.alpha, c.beta]), c.accepted
+    at = state.used
+    zero = jnp.zeros_like(at)
+    held = jax.lax.dynamic_slice(state.panel, (zero, at), pair.shape)
+    pair = jnp.where(accepted, pair, held)
+    used = 2 * accepted.astype(jnp.int32) * jnp.array([0, 0, 1], jnp.int32)
+    state = state._replace(
+        panel=jax.lax.dynamic_update_slice(state.panel, pair, (zero, at)),
+        weights=jax.lax.dynamic_update_slice(state.weights, weights, (at,)),
+        counts=state.counts + used,
+    )
+    # A loop of at most one trip, not a cond: it updates the matrix in place, and under vmap it
+    # runs only when some lane's panel is full.
+    return jax.lax.while_loop(lambda s: s.used == s.weights.shape[0], _fold, state)
+
+
+def _fold(state: DenseState) -> DenseState:
+    """Write the panel into the matrix."""
+    shift, scale = state.base
+    correction = dot(state.weights[None] * state.panel, state.panel.T)
+    return state._replace(
+        matrix=scale * state.matrix + (correction + shift * _identity(state)),
+        base=jnp.array([0, 1], state.base.dtype),
+        weights=jnp.zeros_like(state.weights),
+        counts=state.counts * jnp.array([1, 1, 0], jnp.int32),
+    )
+
+
+def with_inverse(state: DenseState, inverse: Array, usable: Array, corrected: Array) -> DenseState:
+    """The state with H = ``inverse`` where that is ``usable``, else H = I, and an empty panel.
+
+    It counts as a pair refused where it had to be ``corrected``, else as one absorbed.
+    """
+    tally = jnp.stack([~corrected, corrected, jnp.zeros((), bool)])
+    return state._replace(
+        matrix=inverse,
+        base=jnp.stack([~usable, usable]).astype(state.base.dtype),
+        counts=state.counts + tally.astype(jnp.int32),
+    )
+
+
+def inverse_hessian(state: DenseState) -> Array:
+    """The matrix H of a dense state, symmetric, shape ``(..., n, n)``, for any batch axes."""
+    low_rank = jnp.einsum(
+        "...k,...ik,...jk->...ij", state.weights, state.panel, state.panel, precision=HIGHEST
+    )
+    shift, scale = state.identity_factor[..., None, None], state.matrix_factor[..., None, None]
+    H = shift * _identity(state) + scale * state.matrix + low_rank
+    return 0.5 * (H + jnp.swapaxes(H, -1, -2))
+
+
+def _identity(state: DenseState) -> Array:
+    identity = jnp.eye(state.matrix.shape[-1], dtype=state.matrix.dtype)
+    return jnp.broadcast_to(identity, state.matrix.shape)

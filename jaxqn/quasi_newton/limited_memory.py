@@ -1,0 +1,324 @@
+"""Limited memory: the newest m pairs, and products with H in two reads of them.
+
+The pairs are stacks, leaf by leaf like the parameters, written slot by slot in turn. No function
+ravels, rolls or concatenates them, so that every leaf stays sharded as it is. Only m-by-m matrices
+of inner products have to know which pair is older; they are corrected pair by pair. From these come
+the coefficients p and w, and a product is
+
+    H g = H₀ (g − Y p) + S w.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxqn._typing import Array, ArrayTree
+from jaxqn.checks import check_like
+from jaxqn.formulas import has_curvature
+from jaxqn.linalg import eps, safe_divide
+from jaxqn.linalg.stacks import combine, dots, empty_stack, is_exact, put_where, rounded
+from jaxqn.linalg.vectors import (
+    cast_like,
+    over_diagonal,
+    products,
+    times_diagonal,
+    tree_dtype,
+    vdot,
+)
+from jaxqn.quasi_newton.protocol import QuasiNewton
+
+__all__ = ["CompactForm", "Grams", "MemoryState", "limited_memory", "slots_by_age"]
+
+
+class MemoryState(NamedTuple):
+    """The newest m pairs, and what is known of them. H₀ = gamma · diag(start).
+
+    Attributes:
+      s: steps, a stack ``(m, *leaf.shape)``; its slots are written in turn.
+      y: gradient changes, likewise.
+      sy: sᵢᵀyⱼ by slot, shape ``(m, m)``; kept where pair i is no newer than pair j.
+      yy: yᵢᵀ diag(start) yⱼ, likewise.
+      ss: sᵢᵀ diag(start)⁻¹ sᵢ, shape ``(m,)``.
+      sg: sᵢᵀg and yᵢᵀ diag(start) g for the newest gradient g, shape ``(2, m)``: with them, Sᵀy and
+        YᵀH₀y are differences that need no pass of their own.
+      gg: gᵀ diag(start) g, shape ``()``; tells whether ``sg`` is of the gradient before y.
+      gamma: scale of H₀, shape ``()``; 1 where a ``start`` was given.
+      start: a diagonal like the parameters, or ``None`` for ones.
+      counts: ``absorbed``, ``refused`` and ``slot``, int32, shape ``(3,)``.
+    """
+
+    s: ArrayTree
+    y: ArrayTree
+    sy: Array
+    yy: Array
+    ss: Array
+    sg: Array
+    gg: Array
+    gamma: Array
+    start: ArrayTree | None
+    counts: Array
+
+    @property
+    def absorbed(self) -> Array:
+        """Pairs absorbed since the start or the last reset, int32, shape ``(...)``."""
+        return self.counts[..., 0]
+
+    @property
+    def refused(self) -> Array:
+        """Pairs refused since the start, int32, shape ``(...)``."""
+        return self.counts[..., 1]
+
+    @property
+    def slot(self) -> Array:
+        """The slot to write next, int32, shape ``(...)``."""
+        return self.counts[..., 2]
+
+
+class Grams(NamedTuple):
+    """The m-by-m side, oldest pair first; zero for pairs that are missing.
+
+    Attributes:
+      sy: R = triu(SᵀY), shape ``(m, m)``.
+      yy: YᵀH₀Y, shape ``(m, m)``.
+      ss: diagonal of SᵀH₀⁻¹S, shape ``(m,)``.
+      valid: which pairs there are, shape ``(m,)``.
+    """
+
+    sy: Array
+    yy: Array
+    ss: Array
+    valid: Array
+
+
+class CompactForm(NamedTuple):
+    """What one limited-memory method does with its pairs.
+
+    Attributes:
+      scale: gamma is this times sᵀy/yᵀy of the newest pair with curvature.
+      accepts: ``(grams, curved) -> bool``, about the newest pair.
+      coefficients: ``(grams, Sᵀg, YᵀH₀g, gᵀH₀g) -> (p, w)``.
+      two_halves: ``(grams, Sᵀg) -> p`` and ``(grams, p, YᵀH₀(g − Y p)) -> w``, for any H₀; ``None``
+        for a method that has no such two_halves.
+      state: the class of its states, by which one method's are told from the other's.
+    """
+
+    scale: float
+    accepts: Callable[[Grams, Array], Array]
+    coefficients: Callable[[Grams, Array, Array, Array], tuple[Array, Array]]
+    two_halves: tuple[Callable[..., Array], Callable[..., Array]] | None = None
+    state: type[MemoryState] = MemoryState
+
+
+def limited_memory(form: CompactForm, m: int, history_dtype: Any = None) -> QuasiNewton:
+    """A limited-memory approximation of that form; see ``lbfgs_memory``."""
+    if isinstance(m, bool) or not hasattr(m, "__index__"):
+        raise TypeError(f"m must be a whole number of pairs, but it is {m!r}")
+    if m < 1:
+        raise ValueError(f"m must be at least 1 pair, but it is {m}")
+    if history_dtype is not None and not jnp.issubdtype(history_dtype, jnp.floating):
+        raise TypeError(
+            "history_dtype must be a floating dtype such as jnp.bfloat16, but it is "
+            f"{history_dtype!r}"
+        )
+    return _verbs(form, int(m), None if history_dtype is None else jnp.dtype(history_dtype))
+
+
+@functools.cache
+def _verbs(form: CompactForm, m: int, history_dtype: Any) -> QuasiNewton:
+    return QuasiNewton(
+        init=functools.partial(_init, form, m, history_dtype),
+        update=functools.partial(_update, form),
+        apply=functools.partial(_apply, form),
+        advance=functools.partial(_advance, form),
+        reset=_reset,
+        dense=False,
+    )
+
+
+def _init(
+    form: CompactForm, m: int, history_dtype: Any, x: ArrayTree, H0: ArrayTree | None = None
+) -> MemoryState:
+    if H0 is not None:
+        check_like("H0", H0, x, "with limited memory, it is a diagonal")
+        # A copy: no leaf may alias the caller's array.
+        H0 = jax.tree.map(lambda d, v: jnp.array(d, v.dtype), H0, x)
+    dtype = tree_dtype(x)
+    return form.state(
+        s=empty_stack(m, x, history_dtype),
+        y=empty_stack(m, x, history_dtype),
+        sy=jnp.zeros((m, m), dtype),
+        yy=jnp.zeros((m, m), dtype),
+        ss=jnp.zeros((m,), dtype),
+        sg=jnp.zeros((2, m), dtype),
+        gg=jnp.zeros((), dtype),
+        gamma=jnp.ones((), dtype),
+        start=H0,
+        counts=jnp.zeros((3,), jnp.int32),
+    )
+
+
+def _update(form: CompactForm, state: MemoryState, s: ArrayTree, y: ArrayTree) -> MemoryState:
+    s, y = rounded(s, state.s), rounded(y, state.y)
+    squares = jnp.stack(products(*_squares(state, s, y)))
+    state, accepted = _absorb(form, state, s, y, squares, _products(state, y))
+    # The gradient is not known here: the next one must not be taken for this one plus y.
+    return state._replace(gg=jnp.where(accepted, jnp.nan, state.gg))
+
+
+def _apply(form: CompactForm, state: MemoryState, g: ArrayTree, H0: Any = None) -> ArrayTree:
+    gg = vdot(g, times_diagonal(state.start, g))
+    return _product(form, state, g, _products(state, g), gg, H0)
+
+
+def _advance(
+    form: CompactForm,
+    state: MemoryState,
+    s: ArrayTree,
+    y: ArrayTree,
+    g: ArrayTree,
+    Hg: ArrayTree,
+    moved: Array,
+    H0: Any = None,
+) -> tuple[MemoryState, ArrayTree]:
+    s, y = rounded(s, state.s), rounded(y, state.y)
+
+    def measured() -> tuple[Array, ...]:
+        Dg = times_diagonal(state.start, g)
+        sg, yg, gg, *squares = products((s, g), (y, Dg), (g, Dg), *_squares(state, s, y))
+        return _products(state, g), jnp.stack([sg, yg]), gg, jnp.stack(squares)
+
+    def unmoved() -> tuple[Array, ...]:
+        zeros = jnp.zeros((3,), state.gg.dtype)
+        return state.sg, zeros[:2], state.gg, zeros
+
+    # Unbatched, a refused trial reads nothing; under vmap these are selects between m-vectors.
+    sg, own, gg, squares = jax.lax.cond(moved, measured, unmoved)
+    known = jnp.zeros((), bool)
+    if is_exact(state.y, y):
+        known = _same_gradient(state.gg, gg, own[1], squares[2])
+    # A loop of at most one trip, not a cond: under vmap it runs only when some lane has to.
+    _, change = jax.lax.while_loop(
+        lambda carry: carry[0],
+        lambda carry: (jnp.zeros_like(carry[0]), _products(state, y)),
+        (moved & ~known, sg - state.sg),
+    )
+    new = jnp.arange(state.ss.size, dtype=jnp.int32) == state.slot
+    state, accepted = _absorb(form, state, s, y, squares, change)
+    sg = jnp.where((accepted & new)[None], own[:, None], sg)
+    Hg = jax.lax.cond(moved, lambda: _product(form, state, g, sg, gg, H0), lambda: Hg)
+    return state._replace(sg=sg, gg=gg), Hg
+
+
+def _reset(state: MemoryState, when: Array) -> MemoryState:
+    none_absorbed = state.counts * jnp.array([0, 1, 1], state.counts.dtype)
+    return state._replace(
+        gamma=jnp.where(when, jnp.ones_like(state.gamma), state.gamma),
+        counts=jnp.where(when, none_absorbed, state.counts),
+    )
+
+
+def _same_gradient(old_gg: Array, gg: Array, yg: Array, yy: Array) -> Array:
+    """Whether ‖g − y‖² is what it was at the last gradient, up to rounding."""
+    drift = gg - 2 * yg + yy - old_gg
+    return jnp.abs(drift) <= eps(gg.dtype) ** 0.5 * (gg + yy)
+
+
+def _products(state: MemoryState, v: ArrayTree) -> Array:
+    """Sᵀv and Yᵀ diag(start) v by slot, shape ``(2, m)``: one read of the history."""
+    # Without the barrier XLA stores v m times to share it between the stacks.
+    Dv = jax.lax.optimization_barrier(times_diagonal(state.start, v))
+    return jnp.stack([dots(state.s, v, state.gg.dtype), dots(state.y, Dv, state.gg.dtype)])
+
+
+def _squares(
+    state: MemoryState, s: ArrayTree, y: ArrayTree
+) -> tuple[tuple[ArrayTree, ArrayTree], ...]:
+    """The factors of sᵀ diag(start)⁻¹ s, sᵀy and yᵀ diag(start) y of a pair."""
+    return (s, over_diagonal(state.start, s)), (s, y), (y, times_diagonal(state.start, y))
+
+
+def _absorb(
+    form: CompactForm, state: MemoryState, s: ArrayTree, y: ArrayTree, squares: Array, change: Array
+) -> tuple[MemoryState, Array]:
+    """Store a pair, given Sᵀy and YᵀH₀y: masks over small arrays, rows written in place."""
+    slot, (ss, sy, yy) = state.slot, squares
+    here = jnp.arange(state.ss.size, dtype=slot.dtype) == slot
+    curved = has_curvature(ss, sy, yy)
+    columns = jnp.where(here[None], jnp.stack([sy, yy])[:, None], change)
+    trial = state._replace(
+        sy=jnp.where(here[None], columns[0][:, None], state.sy),
+        yy=jnp.where(here[None], columns[1][:, None], state.yy),
+        ss=jnp.where(here, ss, state.ss),
+        counts=jnp.stack([state.absorbed + 1, state.refused, (slot + 1) % here.size]),
+    )
+    if state.start is None:
+        gamma = form.scale * safe_divide(sy, yy, curved)
+        trial = trial._replace(gamma=jnp.where(curved, gamma, state.gamma))
+    # Asking whether the columns are finite also orders the pass that made them before the writes
+    # of the rows. XLA then writes in place and copies no history.
+    accepted = form.accepts(_by_age(trial), curved) & jnp.all(jnp.isfinite(columns))
+    refused = (~accepted & (ss != 0)).astype(slot.dtype) * jnp.array([0, 1, 0], slot.dtype)
+    state = state._replace(
+        s=put_where(accepted, state.s, slot, s),
+        y=put_where(accepted, state.y, slot, y),
+        sy=jnp.where(accepted, trial.sy, state.sy),
+        yy=jnp.where(accepted, trial.yy, state.yy),
+        ss=jnp.where(accepted, trial.ss, state.ss),
+        gamma=jnp.where(accepted, trial.gamma, state.gamma),
+        counts=jnp.where(accepted, trial.counts, state.counts + refused),
+    )
+    return state, accepted
+
+
+def slots_by_age(state: MemoryState) -> tuple[Array, Array]:
+    """The slots from the oldest to the newest pair, and which of them hold one."""
+    m = state.ss.size
+    rank = jnp.arange(m, dtype=jnp.int32)
+    return (state.slot + rank) % m, rank >= m - state.absorbed
+
+
+def _by_age(state: MemoryState) -> Grams:
+    oldest, (_, valid) = state.slot, slots_by_age(state)
+    both = valid[:, None] & valid[None]
+
+    def triangle(table: Array) -> Array:
+        return jnp.triu(jnp.where(both, jnp.roll(table, -oldest, (0, 1)), 0))
+
+    yy = state.gamma * triangle(state.yy)
+    ss = jnp.where(valid, jnp.roll(state.ss, -oldest), 0) / state.gamma
+    return Grams(triangle(state.sy), yy + jnp.triu(yy, 1).T, ss, valid)
+
+
+def _product(
+    form: CompactForm, state: MemoryState, g: ArrayTree, sg: Array, gg: Array, H0: Any
+) -> ArrayTree:
+    """H g from Sᵀg and YᵀH₀g; with ``H0``, if any, in place of the state's."""
+    grams, oldest = _by_age(state), state.slot
+    a, b = jnp.where(grams.valid, jnp.roll(sg, -oldest, 1), 0)
+
+    def less(v: ArrayTree, c: Array, stack: ArrayTree) -> ArrayTree:
+        mixed = combine(jnp.roll(c, oldest), stack, g)
+        return jax.tree.map(lambda v, u: v.astype(u.dtype) - u, v, mixed)
+
+    if H0 is None:
+        p, w = form.coefficients(grams, a, state.gamma * b, state.gamma * gg)
+        z = times_diagonal(state.start, less(g, p, state.y))
+        z = jax.tree.map(lambda v: state.gamma.astype(v.dtype) * v, z)
+    elif form.two_halves is None:
+        raise TypeError("only L-BFGS takes an H0 for one product: give L-SR1 its H0 at init")
+    else:
+        first, second = form.two_halves
+        p = _finite(first(grams, a))
+        q = cast_like(less(g, p, state.y), g)
+        z = H0(q) if callable(H0) else times_diagonal(H0, q)
+        b = jnp.where(grams.valid, jnp.roll(dots(state.y, z, b.dtype), -oldest), 0)
+        w = _finite(second(grams, p, b))
+    return cast_like(less(z, -w, state.s), g)
+
+
+def _finite(c: Array) -> Array:
+    """The coefficients, or none of them where one is not finite."""
+    return jnp.where(jnp.all(jnp.isfinite(c)), c, 0)

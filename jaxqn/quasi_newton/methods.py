@@ -1,0 +1,39 @@
+"""The methods that go by a name."""
+
+from jaxqn.formulas import (
+    bfgs_rule,
+    broyden_rule,
+    dfp_rule,
+    osbfgs_rule,
+    sr1_rule,
+    ssbfgs_rule,
+    ssbroyden_rule,
+)
+from jaxqn.quasi_newton.dense import dense
+from jaxqn.quasi_newton.lbfgs import lbfgs_memory
+from jaxqn.quasi_newton.newton import corrected_newton
+from jaxqn.quasi_newton.protocol import QuasiNewton
+
+__all__ = ["METHODS", "method_by_name"]
+
+METHODS: dict[str, QuasiNewton] = {
+    "bfgs": dense(bfgs_rule),
+    "dfp": dense(dfp_rule),
+    "sr1": dense(sr1_rule, scale_init=0.5),
+    "broyden": dense(broyden_rule(0.5)),
+    "osbfgs": dense(osbfgs_rule),
+    "ssbfgs": dense(ssbfgs_rule),
+    "ssbroyden": dense(ssbroyden_rule),
+    "lbfgs": lbfgs_memory(),
+    "newton": corrected_newton(),
+}
+"""The methods that :func:`jaxqn.minimize` knows by name."""
+
+
+def method_by_name(name: str) -> QuasiNewton:
+    """The method of that name; an unknown name is an error that lists the known ones."""
+    try:
+        return METHODS[name]
+    except KeyError:
+        known = ", ".join(sorted(METHODS))
+        raise ValueError(f"unknown method {name!r}; the known ones are {known}") from None

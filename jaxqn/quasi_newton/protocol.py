@@ -1,0 +1,58 @@
+"""The protocol of quasi-Newton approximations: an inverse Hessian as a value.
+
+A host (the loop, an optax transformation) knows this protocol only. Which update runs inside, and
+how its matrix is stored, each implementation in this folder decides for itself.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+from jaxqn._typing import Array, ArrayTree
+from jaxqn.checks import described
+
+__all__ = ["QuasiNewton", "check_method", "check_quasi_newton"]
+
+
+class QuasiNewton(NamedTuple):
+    """An inverse-Hessian approximation H as a value: how to start, correct, apply and forget it.
+
+    Attributes:
+      init: ``(x, H0=None) -> state``; H = I unless given.
+      update: ``(state, s, y) -> state``. The zero pair, and any unusable one, changes no leaf.
+      apply: ``(state, g) -> H g``; no sign flip.
+      advance: ``(state, s, y, g, Hg, moved) -> (state, H₊ g)``, update and apply fused: g is the
+        new gradient and Hg the product of the old H with the old gradient g − y, so that
+        H y = H g − Hg needs no product of its own. Where ``moved`` is false, s = y = 0 and the
+        product is Hg already.
+      reset: ``(state, when) -> state`` with H = I where ``when`` holds, or the diagonal that a
+        limited memory was given.
+      dense: whether vectors must be flat arrays, since H is an n-by-n matrix.
+      needs: what beside gradients the method is made from: "nothing", or the "hessian" at every
+        point. The host evaluates it once per step.
+      renew: ``(state, s, y, second) -> state``, instead of ``advance`` for a method that needs
+        something: H made from the pair and from what it needs at the new point; else ``None``.
+    """
+
+    init: Callable[..., Any]
+    update: Callable[[Any, Array, Array], Any]
+    apply: Callable[[Any, Array], Array]
+    advance: Callable[[Any, Array, Array, Array, Array, Array], tuple[Any, Array]]
+    reset: Callable[[Any, Array], Any]
+    dense: bool = True
+    needs: Literal["nothing", "hessian"] = "nothing"
+    renew: Callable[[Any, ArrayTree, ArrayTree, Any], Any] | None = None
+
+
+def check_quasi_newton(qn: Any) -> None:
+    """Raise unless ``qn`` is a :class:`QuasiNewton`."""
+    if not isinstance(qn, QuasiNewton):
+        raise TypeError(f"qn must be a QuasiNewton such as jaxqn.lbfgs_memory(), not {qn!r}")
+
+
+def check_method(method: Any) -> None:
+    """The same, in the words of a driver."""
+    if not isinstance(method, QuasiNewton):
+        raise TypeError(
+            "method must be a name or a jaxqn.QuasiNewton such as jaxqn.dense(), but it is "
+            f"{described(method)}"
+        )

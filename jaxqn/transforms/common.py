@@ -1,0 +1,167 @@
+"""What the transformations share: dtypes, one compilation per call, and objectives."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxqn._typing import Array, ArrayTree
+from jaxqn.checks import is_traced, scalar_value, split_aux
+
+
+def float_dtypes(params: optax.Params) -> dict[np.dtype, str]:
+    """The dtypes of the parameters, each with the name of the first leaf that has it."""
+    dtypes: dict[np.dtype, str] = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        name, dtype = "params" + jax.tree_util.keystr(path), jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(
+                f"{name} has dtype {dtype}, but only real floating parameters can be optimised: "
+                "keep the others apart, for instance with optax.masked"
+            )
+        dtypes.setdefault(dtype, name)
+    return dtypes
+
+
+def check_one_dtype(params: optax.Params) -> None:
+    """A dense method works on one flat vector, which has one dtype."""
+    dtypes = float_dtypes(params)
+    if len(dtypes) > 1:
+        found = ", ".join(f"{name} is {dtype}" for dtype, name in dtypes.items())
+        raise ValueError(
+            f"a dense method needs one dtype for all parameters, but {found}: cast them, or "
+            "give each dtype its own transformation with optax.partition"
+        )
+
+
+def at_least_float32(dtype: np.dtype) -> np.dtype:
+    """``dtype`` itself, or float32 in place of half precision, too coarse for curvature."""
+    return jnp.dtype(jnp.float32) if jnp.finfo(dtype).bits < 32 else dtype
+
+
+def all_entries(holds: Callable[[Array], Array], tree: ArrayTree) -> Array:
+    """Whether something holds for all entries, shape ``()``."""
+    return jnp.all(jnp.stack([jnp.all(holds(leaf)) for leaf in jax.tree.leaves(tree)]))
+
+
+def unbiased(mean: ArrayTree, decay: float, count: Array) -> ArrayTree:
+    """A running mean from zero over the weight 1 − decayᵏ that it has had; zero at k = 0."""
+
+    def of_leaf(v: Array) -> Array:
+        k = jnp.maximum(count, 1).astype(v.dtype)
+        return v / (1 - jnp.power(jnp.asarray(decay, v.dtype), k))
+
+    return jax.tree.map(of_leaf, mean)
+
+
+def adam_diagonal(nu: ArrayTree, decay: float, eps: float, count: Array) -> ArrayTree:
+    """Adam's 1/(√ν̂ + eps), from the running mean of the squares."""
+    return jax.tree.map(lambda v: 1 / (jnp.sqrt(v) + eps), unbiased(nu, decay, count))
+
+
+def once(compiled: Any, *operands: Any, **static: Any) -> Any:
+    """Call a jitted function; inside somebody else's trace, the function that it wraps.
+
+    An eager training loop calls ``update`` at every step: under ``jit`` it is traced once, not
+    every time. A trace in progress gains nothing from that, and neither can an unhashable static.
+    Without updates, as for a label of ``optax.partition`` that no parameter has, nothing is done.
+    """
+    updates, state, *_ = operands
+    if not jax.tree.leaves(updates):
+        return updates, state
+    try:
+        hash(tuple(static.values()))
+    except TypeError:
+        hashable = False
+    else:
+        hashable = True
+    direct = is_traced(operands) or not hashable
+    return (compiled.__wrapped__ if direct else compiled)(*operands, **static)
+
+
+class Objective(NamedTuple):
+    """A ``value_fn`` with those of its extra arguments that are no arrays: hashable, so static.
+
+    Attributes:
+      value_fn: ``(params, **data) -> value``, or ``(value, aux)``.
+      statics: the data with holes where its arrays go, and the structure to put them back.
+      has_aux: whether ``value_fn`` returns auxiliary data beside its value.
+    """
+
+    value_fn: Callable[..., Any]
+    statics: tuple[tuple[Any, ...], Any]
+    has_aux: bool = False
+
+    def __call__(self, params: optax.Params, arrays: list[Any]) -> Array:
+        """The value at ``params``, shape ``()``, with the arrays of the data in place."""
+        constants, structure = self.statics
+        data = structure.unflatten(
+            [c if a is None else a for a, c in zip(arrays, constants, strict=True)]
+        )
+        out = self.value_fn(params, **data)
+        value = split_aux(out, "value_fn")[0] if self.has_aux else out
+        return scalar_value(value, "value_fn")
+
+
+def check_can_evaluate(
+    who: str,
+    params: optax.Params | None,
+    *,
+    instead: str | None = None,
+    **given: Any,
+) -> None:
+    """Whoever evaluates the objective needs the parameters, all of them, and these arguments."""
+    call = "".join(f", {name}=..." for name in given)
+    if params is None:
+        raise ValueError(f"{who} needs the parameters: call update(grads, state, params{call})")
+    missing = [f"{name}=" for name, argument in given.items() if argument is None]
+    if missing:
+        advice = f", or {instead}" if instead else ""
+        raise TypeError(
+            f"{who} evaluates the objective, but {', '.join(missing)} is missing: call "
+            f"update(grads, state, params{call}){advice}"
+        )
+    check_unmasked(who, params)
+
+
+def check_unmasked(who: str, params: optax.Params) -> None:
+    """The objective cannot be called with parameters of which some are masked.
+
+    Where all are, there is nothing to do, and it is not called.
+    """
+    leaves = jax.tree.leaves(params, is_leaf=lambda leaf: isinstance(leaf, optax.MaskedNode))
+    masked = [isinstance(leaf, optax.MaskedNode) for leaf in leaves]
+    if any(masked) and not all(masked):
+        raise ValueError(
+            f"{who} cannot evaluate value_fn with masked parameters: put it outside, for "
+            "instance optax.chain(optax.masked(jaxqn.scale_by_bfgs(), mask), optax.scale(-1.0), "
+            "jaxqn.scale_by_linesearch()), or do without it by choosing a learning_rate"
+        )
+
+
+def split_data(
+    value_fn: Callable[..., Any], extra_args: dict[str, Any]
+) -> tuple[list[Any], tuple[tuple[Any, ...], Any]]:
+    """The extra arguments that ``value_fn`` takes, as arrays and everything else."""
+    leaves, structure = jax.tree.flatten(_accepted_by(value_fn, extra_args))
+    is_array = [isinstance(leaf, jax.Array | np.ndarray | np.generic) for leaf in leaves]
+    arrays = [leaf if array else None for leaf, array in zip(leaves, is_array, strict=True)]
+    constants = tuple(None if array else leaf for leaf, array in zip(leaves, is_array, strict=True))
+    return arrays, (constants, structure)
+
+
+def _accepted_by(value_fn: Callable[..., Any], extra_args: dict[str, Any]) -> dict[str, Any]:
+    """The extra arguments that the objective can take beside the parameters."""
+    try:
+        first, *rest = inspect.signature(value_fn).parameters.values()
+    except (TypeError, ValueError):  # a builtin, say
+        return {}
+    kinds = {p.name: p.kind for p in rest}
+    if inspect.Parameter.VAR_KEYWORD in kinds.values():
+        return {name: value for name, value in extra_args.items() if name != first.name}
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {name: value for name, value in extra_args.items() if kinds.get(name) in named}
