@@ -13,7 +13,7 @@ __all__ = [
 ]
 
 REPEATED_DECREASE = 1.01
-"""The part of the last decrease to expect again. It exceeds 1 so that the first trial can be 1 once a
+"""The part of the last decrease to expect again. It exceeds 1: the first trial can then be 1 once a
 method converges superlinearly (Nocedal & Wright, 2006, after eq. 3.60)."""
 
 LARGEST_PROMISE = 10.0
