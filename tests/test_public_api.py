@@ -14,6 +14,7 @@ import jax
 import pytest
 
 import jaxqn
+from jaxqn.loop import DEFAULTS, MinimizeOptions
 
 ROOT = Path(__file__).parents[1]
 FUNCTIONS = [name for name in jaxqn.__all__ if inspect.isroutine(getattr(jaxqn, name))]
@@ -112,6 +113,28 @@ def test_options_are_keywords():
     assert positional == ["fun", "x0", "args"]
 
 
+def test_every_driver_takes_the_options_of_minimize():
+    """`MinimizeOptions` is what the batched doors take; `minimize` spells it out."""
+    keywords = jaxqn.minimize.__kwdefaults__
+    known = set(typing.get_type_hints(MinimizeOptions))
+    assert known == set(DEFAULTS)
+    assert {name: keywords[name] for name in DEFAULTS} == DEFAULTS
+    assert set(keywords) - known == {"state", "callback", "progress"}
+
+
+@pytest.mark.parametrize("door", ["minimize_batch", "multi_start", "minimize_stream"])
+def test_an_unknown_option_is_answered_with_a_list(door):
+    with pytest.raises(TypeError, match=rf"{door} has no option 'tol'.*gtol, has_aux, hess_inv0"):
+        getattr(jaxqn, door)(sum_of_squares, jax.numpy.ones((3, 2)), tol=1e-3)
+
+
+def test_public_modules():
+    """Prose and users name these."""
+    assert jaxqn.rules.bfgs_rule is jaxqn.formulas.bfgs_rule
+    assert jaxqn.updates.bfgs_update is jaxqn.bfgs_update
+    assert jaxqn.derivatives.hessian
+
+
 def test_methods_are_named():
     assert jaxqn.minimize.__kwdefaults__["method"] in jaxqn.METHODS
     assert {"bfgs", "dfp", "sr1", "broyden", "ssbfgs", "ssbroyden"} <= set(jaxqn.METHODS)
@@ -133,7 +156,7 @@ def test_types_and_data_are_in_the_package():
 def test_importing_changes_no_setting_of_jax():
     """Least of all the precision: that is the user's to choose."""
     for path in (ROOT / "jaxqn").rglob("*.py"):
-        if path.name not in ("__main__.py", "_demo.py"):
+        if path.name not in ("__main__.py", "iris.py"):
             text = path.read_text("utf-8")
             assert "config.update" not in text, path
             assert "jax_enable_x64" not in text, path

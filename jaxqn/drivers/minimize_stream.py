@@ -75,8 +75,7 @@ def minimize_stream(
     """
     settings = completed("minimize_stream", options)
     starts = {name: settings[name] for name in ("hess_inv0", "x_scale")}
-    numbers = {name: settings[name] for name in ("gtol", "ftol", "xtol", "maxiter", "maxfun")}
-    if is_traced((x0, args, numbers, starts)):
+    if is_traced((x0, args, _numbers(settings), starts)):
         raise TypeError(
             "minimize_stream runs on the host, but this call is being traced (jit, vmap or scan): "
             "call it eagerly, or take jaxqn.minimize_batch"
@@ -110,20 +109,13 @@ def minimize_stream(
         raise TypeError("fun returns random keys: return jax.random.key_data(key), which NumPy has")
     whole = jax.tree.map(lambda a: np.empty((total, *a.shape[1:]), a.dtype), shapes)
     if folder is not None:
-        method = settings["method"]
         call = {
             "problems": total,
             "chunk": chunk,
-            "arrays": [
-                without_addresses(layout.structure),
-                *(f"{a.dtype}{a.shape[1:]}" for a in mapped),
-            ],
-            "digest of what all problems share": digest(jax.tree.leaves(same)),
-            "method": method if isinstance(method, str) else "a QuasiNewton",
             "lanes": lanes if lanes is None else int(lanes),
             "devices": 1 if mesh is None else mesh.size,
-            **{k: v if v is None else float(v) for k, v in numbers.items()},
             "program": digest([jax.jit(solve).lower(first, *same).as_text()]),
+            **_description(settings, mapped, layout, same),
         }
         files = ChunkFiles(Path(folder), call)
     report = _reporter(total) if progress else lambda _: None
@@ -131,8 +123,29 @@ def minimize_stream(
     return whole
 
 
+def _numbers(settings: MinimizeOptions) -> dict[str, Any]:
+    """Tolerances and budgets by name."""
+    return {name: settings[name] for name in ("gtol", "ftol", "xtol", "maxiter", "maxfun")}
+
+
+def _description(
+    settings: MinimizeOptions, mapped: list[np.ndarray], layout: Layout, same: Any
+) -> dict[str, Any]:
+    """What a manifest says of the inputs and options of a call."""
+    method = settings["method"]
+    return {
+        "arrays": [
+            without_addresses(layout.structure),
+            *(f"{a.dtype}{a.shape[1:]}" for a in mapped),
+        ],
+        "digest of what all problems share": digest(jax.tree.leaves(same)),
+        "method": method if isinstance(method, str) else "a QuasiNewton",
+        **{k: v if v is None else float(v) for k, v in _numbers(settings).items()},
+    }
+
+
 def _on_host(in_axes: Any, arguments: Any) -> tuple[list[np.ndarray], list[Any], Layout]:
-    """As ``split``, but what runs over problems is not read, and the others are on the device."""
+    """As ``split``, with mapped arrays left unread on the host and shared ones on the device."""
     for leaf in jax.tree.leaves(arguments[0]):
         check_native("x0", leaf)
     common_size(jax.eval_shape(lambda arguments: split(in_axes, arguments)[0], arguments))
@@ -156,7 +169,7 @@ def _run(
     files: ChunkFiles | None,
     report: Callable[[int], Any],
 ) -> None:
-    """Fill in the results, chunk by chunk; those of one are fetched when the next is under way."""
+    """Fill in the results chunk by chunk. Those of one chunk are fetched while the next runs."""
     total = len(mapped[0])
     pending: list[tuple[str, str, list[np.ndarray], list[Any], int]] = []
 
