@@ -8,12 +8,8 @@ import pytest
 from jaxqn import Status, sr1_update
 from jaxqn.derivatives import gradient, hessian, hvp, value_and_grad
 from jaxqn.drivers import minimize
-from jaxqn.formulas.spectral import (
-    rank_one_correction,
-    spectral_correction,
-    spectral_inverse,
-    wedderburn,
-)
+from jaxqn.formulas.rank_one_corrections import rank_one_correction, wedderburn
+from jaxqn.formulas.spectral import spectral_correction, spectral_inverse
 
 # "Automatic differentiation and Hessian inverse rank-1 correction"
 

@@ -14,13 +14,8 @@ from oracles import random_spd
 from programs import count, equations, product_shapes
 
 from jaxqn.derivatives import hvp
-from jaxqn.formulas.spectral import (
-    correct_inverse,
-    rank_one_correction,
-    spectral_correction,
-    spectral_inverse,
-    wedderburn,
-)
+from jaxqn.formulas.rank_one_corrections import rank_one_correction, wedderburn
+from jaxqn.formulas.spectral import correct_inverse, spectral_correction, spectral_inverse
 from jaxqn.formulas.updates import sr1_update
 
 N = 5

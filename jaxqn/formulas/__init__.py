@@ -12,6 +12,8 @@ from jaxqn.formulas.kronecker import (
     side_by_rank_one,
     white_side,
 )
+from jaxqn.formulas.low_rank import rank_one, rank_two, sherman_morrison
+from jaxqn.formulas.rank_one_corrections import rank_one_correction, wedderburn
 from jaxqn.formulas.rules import (
     Correction,
     Pair,
@@ -29,19 +31,14 @@ from jaxqn.formulas.spectral import (
     SpectralCorrection,
     check_choices,
     correct_inverse,
-    rank_one_correction,
     spectral_correction,
     spectral_inverse,
-    wedderburn,
 )
 from jaxqn.formulas.updates import (
     bfgs_update,
     broyden_update,
     dfp_update,
     osbfgs_update,
-    rank_one,
-    rank_two,
-    sherman_morrison,
     sr1_update,
     ssbfgs_update,
     ssbroyden_update,

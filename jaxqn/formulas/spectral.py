@@ -17,16 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxqn._typing import Array
-from jaxqn.formulas.updates import sr1_update
-from jaxqn.linalg import dot, eps, safe_divide
+from jaxqn.formulas.arguments import floating, square_matrix
+from jaxqn.linalg import dot, eps, magnitude
 
 __all__ = [
     "SpectralCorrection",
+    "check_choices",
     "correct_inverse",
-    "rank_one_correction",
     "spectral_correction",
     "spectral_inverse",
-    "wedderburn",
 ]
 
 # f(λ) of a corrected eigenvalue; an infinite one leaves its direction out.
@@ -105,7 +104,7 @@ def spectral_correction(
       Nocedal & Wright, Numerical Optimization, 2nd ed., 2006, section 3.4, for "clip"; Dauphin et
       al., NeurIPS 2014, arXiv:1406.2572, for "reflect".
     """
-    H = _matrix("H", H)
+    H = square_matrix("H", H)
     check_choices(rank, mode)
     limit = len(H) if rank == "all" else min(int(rank), len(H))
     return _spectral_correction(H, _relative(floor, H.dtype), limit, mode)
@@ -113,7 +112,7 @@ def spectral_correction(
 
 @functools.partial(jax.jit, static_argnames=("limit", "mode"))
 def _spectral_correction(H: Array, floor: Array, limit: int, mode: str) -> SpectralCorrection:
-    n, unit = H.shape[0], _unit(H)
+    n, unit = H.shape[0], magnitude(H)
     half = H / (2 * unit)
     values, vectors = jnp.linalg.eigh(half + half.T, symmetrize_input=False)
     largest = jnp.max(jnp.abs(values))
@@ -190,8 +189,8 @@ def correct_inverse(
       >>> correct_inverse(H_inv, *pair, floor=0.25, largest=4.0).tolist()
       [[0.25, 0.0], [0.0, 1.0]]
     """
-    H_inv, values = _matrix("H_inv", H_inv), _floating("eigenvalues", eigenvalues)
-    vectors = _floating("eigenvectors", eigenvectors)
+    H_inv, values = square_matrix("H_inv", H_inv), floating("eigenvalues", eigenvalues)
+    vectors = floating("eigenvectors", eigenvectors)
     if values.ndim != 1 or vectors.shape != (H_inv.shape[0], values.size):
         raise ValueError(
             f"eigenvalues and eigenvectors must have shapes (k,) and ({H_inv.shape[0]}, k), a "
@@ -213,95 +212,6 @@ def _correct_inverse(
     basis = jnp.where(used[None, :], vectors, 0)
     half = dot(basis * (jnp.where(used, excess, 0) / 2 + 0 * floor)[None, :], basis.T)
     return H_inv + (half + half.T)
-
-
-def rank_one_correction(H_inv: Array, e: Array, He: Array) -> Array:
-    """Correct an inverse along a direction e, so that it maps H e to e exactly.
-
-        H_inv + v vᵀ/(vᵀH e),   v = e − H_inv (H e),
-
-    the only symmetric rank-one correction with that property: :func:`jaxqn.sr1_update` with s = e
-    and y = H e, at its cost. One Hessian-vector product gives H e, by ``jax.jvp`` of the gradient
-    or ``jaxqn.derivatives.hvp``; H is never formed. Along n independent directions, random ones or
-    eigenvectors, none refused, H_inv becomes H⁻¹ (Nocedal & Wright, 2006, theorem 6.1).
-
-    Leaves H_inv unchanged when |vᵀH e| ≤ √eps ‖v‖ ‖H e‖: where it is exact along e already, where
-    H e = 0, where an entry is not finite. The result may be indefinite, and nothing bounds it.
-
-    Example:
-      >>> fun = lambda x: x[0] ** 2 + x[0] * x[1] + x[1] ** 2  # Hessian [[2, 1], [1, 2]]
-      >>> x, e = jnp.zeros(2), jnp.array([1.0, 0.0])
-      >>> _, He = jax.jvp(jax.grad(fun), (x,), (e,))
-      >>> H_inv = rank_one_correction(jnp.eye(2), e, He)
-      >>> bool(jnp.allclose(H_inv @ He, e, atol=1e-6))
-      True
-    """
-    return sr1_update(H_inv, e, He)
-
-
-def wedderburn(H: Array, e: Array) -> Array:
-    """Take the direction e out of a symmetric matrix, lowering its rank by one.
-
-        H − (H e)(H e)ᵀ/(eᵀH e)
-
-    maps e to 0, and whatever H mapped to 0. Leaves H unchanged when |eᵀH e| ≤ √eps ‖e‖ ‖H e‖, and
-    where an entry of e or H e is not finite.
-
-    Args:
-      H: matrix, shape ``(n, n)``, symmetric.
-      e: direction, shape ``(n,)``, of any length.
-
-    Returns:
-      The reduced matrix, shape ``(n, n)``. Cost: one product and one pass over H, O(n²).
-
-    Example:
-      >>> wedderburn(jnp.array([[2.0, 1.0], [1.0, 2.0]]), jnp.array([1.0, 0.0])).tolist()
-      [[0.0, 0.0], [0.0, 1.5]]
-
-    References:
-      Wedderburn, Lectures on Matrices, 1934; Chu, Funderlic & Golub, SIAM Rev. 37 (1995).
-    """
-    H, e = _matrix("H", H), _floating("e", e)
-    if e.shape != H.shape[:1]:
-        raise ValueError(f"e must have shape {H.shape[:1]} to go with H, but it has {e.shape}")
-    return _wedderburn(H, e)
-
-
-@jax.jit
-def _wedderburn(H: Array, e: Array) -> Array:
-    e = e / _unit(e)
-    He = dot(H, e)
-    unit = _unit(He)
-    w = He / unit  # so that no square of an entry of H is formed
-    ew = dot(e, w)
-    usable = jnp.abs(ew) > eps(H.dtype) ** 0.5 * jnp.sqrt(dot(e, e) * dot(w, w))
-    w = jnp.where(usable, w, 0)
-    return H - jnp.outer(unit * safe_divide(w, ew, usable), w)
-
-
-def _unit(array: Array) -> Array:
-    """The power of two next below the largest magnitude: dividing by it rounds nothing."""
-    info = jnp.finfo(array.dtype)
-    bits = jax.lax.bitcast_convert_type(jnp.max(jnp.abs(array)), f"uint{info.bits}")
-    power = jax.lax.bitcast_convert_type(bits >> info.nmant << info.nmant, array.dtype)
-    least = 4 * float(info.tiny)  # that twice it and its reciprocal are normal numbers
-    return jnp.clip(power, least, 1 / least)
-
-
-def _floating(name: str, value: Any) -> Array:
-    array = jnp.asarray(value)
-    if array.dtype not in (jnp.float32, jnp.float64):
-        raise TypeError(f"{name} must be float32 or float64, but it is {array.dtype}: cast it")
-    return array
-
-
-def _matrix(name: str, value: Any) -> Array:
-    array = _floating(name, value)
-    if array.ndim != 2 or array.shape[0] != array.shape[1] or array.size == 0:
-        raise ValueError(
-            f"{name} must be one square matrix, but its shape is {array.shape}: jax.vmap takes more"
-        )
-    return array
 
 
 def check_choices(rank: Any, mode: Any) -> None:

@@ -74,6 +74,15 @@ def power_of_two(size: Array) -> Array:
     return jnp.where(size > 0, jnp.clip(power, info.tiny, info.max / 4), 1)
 
 
+def magnitude(array: Array) -> Array:
+    """The power of two next below the largest magnitude: dividing by it rounds nothing."""
+    info = jnp.finfo(array.dtype)
+    bits = jax.lax.bitcast_convert_type(jnp.max(jnp.abs(array)), f"uint{info.bits}")
+    power = jax.lax.bitcast_convert_type(bits >> info.nmant << info.nmant, array.dtype)
+    least = 4 * float(info.tiny)  # that twice it and its reciprocal are normal numbers
+    return jnp.clip(power, least, 1 / least)
+
+
 def far_apart(a: Array, b: Array) -> Array:
     """Whether squares of numbers next to one size may leave the range when held over another."""
     limit = float(jnp.finfo(a.dtype).tiny) ** (1 / 3)
