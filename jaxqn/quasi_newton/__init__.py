@@ -3,8 +3,8 @@
 from jaxqn.quasi_newton.damping import damped
 from jaxqn.quasi_newton.dense import DenseState, dense, inverse_hessian
 from jaxqn.quasi_newton.lbfgs import lbfgs_memory
-from jaxqn.quasi_newton.limited_memory import MemoryState
 from jaxqn.quasi_newton.lsr1 import lsr1_memory
+from jaxqn.quasi_newton.memory_state import MemoryState
 from jaxqn.quasi_newton.methods import METHODS, method_by_name
 from jaxqn.quasi_newton.newton import corrected_newton, spectrum_of
 from jaxqn.quasi_newton.noisy_pairs import (

@@ -7,7 +7,8 @@ from jax.scipy.linalg import solve_triangular
 
 from jaxqn._typing import Array
 from jaxqn.linalg import dot, inner
-from jaxqn.quasi_newton.limited_memory import CompactForm, Grams, limited_memory
+from jaxqn.quasi_newton.compact_form import CompactForm, Grams
+from jaxqn.quasi_newton.limited_memory import limited_memory
 from jaxqn.quasi_newton.protocol import QuasiNewton
 
 __all__ = ["lbfgs_memory"]

@@ -1,16 +1,15 @@
-"""Limited memory: the newest m pairs, and products with H in two reads of them.
+"""Limited memory: the verbs of a quasi-Newton approximation over the newest m pairs.
 
-The pairs are stacks, leaf by leaf like the parameters, written slot by slot in turn. No function
-ravels, rolls or concatenates them, so that every leaf stays sharded as it is. Only m-by-m matrices
-of inner products have to know which pair is older; they are corrected pair by pair. From these come
-the coefficients p and w, and a product is
+The pairs are stacks, leaf by leaf like the parameters; a new pair overwrites the slot of the
+oldest. No function ravels, rolls or concatenates a stack, so that every leaf keeps its sharding.
+:mod:`jaxqn.quasi_newton.compact_form` turns m-by-m matrices of inner products into coefficients p
+and w, and a product is
 
     H g = H₀ (g − Y p) + S w.
 """
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,88 +27,11 @@ from jaxqn.linalg.vectors import (
     tree_dtype,
     vdot,
 )
+from jaxqn.quasi_newton.compact_form import CompactForm, by_age
+from jaxqn.quasi_newton.memory_state import MemoryState
 from jaxqn.quasi_newton.protocol import QuasiNewton
 
-__all__ = ["CompactForm", "Grams", "MemoryState", "limited_memory", "slots_by_age"]
-
-
-class MemoryState(NamedTuple):
-    """The newest m pairs, and what is known of them. H₀ = gamma · diag(start).
-
-    Attributes:
-      s: steps, a stack ``(m, *leaf.shape)``; its slots are written in turn.
-      y: gradient changes, likewise.
-      sy: sᵢᵀyⱼ by slot, shape ``(m, m)``; kept where pair i is no newer than pair j.
-      yy: yᵢᵀ diag(start) yⱼ, likewise.
-      ss: sᵢᵀ diag(start)⁻¹ sᵢ, shape ``(m,)``.
-      sg: sᵢᵀg and yᵢᵀ diag(start) g for the newest gradient g, shape ``(2, m)``: with them, Sᵀy and
-        YᵀH₀y are differences that need no pass of their own.
-      gg: gᵀ diag(start) g, shape ``()``; tells whether ``sg`` is of the gradient before y.
-      gamma: scale of H₀, shape ``()``; 1 where a ``start`` was given.
-      start: a diagonal like the parameters, or ``None`` for ones.
-      counts: ``absorbed``, ``refused`` and ``slot``, int32, shape ``(3,)``.
-    """
-
-    s: ArrayTree
-    y: ArrayTree
-    sy: Array
-    yy: Array
-    ss: Array
-    sg: Array
-    gg: Array
-    gamma: Array
-    start: ArrayTree | None
-    counts: Array
-
-    @property
-    def absorbed(self) -> Array:
-        """Pairs absorbed since the start or the last reset, int32, shape ``(...)``."""
-        return self.counts[..., 0]
-
-    @property
-    def refused(self) -> Array:
-        """Pairs refused since the start, int32, shape ``(...)``."""
-        return self.counts[..., 1]
-
-    @property
-    def slot(self) -> Array:
-        """The slot to write next, int32, shape ``(...)``."""
-        return self.counts[..., 2]
-
-
-class Grams(NamedTuple):
-    """The m-by-m side, oldest pair first; zero for pairs that are missing.
-
-    Attributes:
-      sy: R = triu(SᵀY), shape ``(m, m)``.
-      yy: YᵀH₀Y, shape ``(m, m)``.
-      ss: diagonal of SᵀH₀⁻¹S, shape ``(m,)``.
-      valid: which pairs there are, shape ``(m,)``.
-    """
-
-    sy: Array
-    yy: Array
-    ss: Array
-    valid: Array
-
-
-class CompactForm(NamedTuple):
-    """What one limited-memory method does with its pairs.
-
-    Attributes:
-      scale: gamma is this times sᵀy/yᵀy of the newest pair with curvature.
-      accepts: ``(grams, curved) -> bool``, about the newest pair.
-      coefficients: ``(grams, Sᵀg, YᵀH₀g, gᵀH₀g) -> (p, w)``.
-      two_halves: ``(grams, Sᵀg) -> p`` and ``(grams, p, YᵀH₀(g − Y p)) -> w``, for any H₀; ``None``
-        for a method that has no such two_halves.
-      state: the class of its states, by which one method's are told from the other's.
-    """
-
-    scale: float
-    accepts: Callable[[Grams, Array], Array]
-    coefficients: Callable[[Grams, Array, Array, Array], tuple[Array, Array]]
-    two_halves: tuple[Callable[..., Array], Callable[..., Array]] | None = None
-    state: type[MemoryState] = MemoryState
+__all__ = ["limited_memory"]
 
 
 def limited_memory(form: CompactForm, m: int, history_dtype: Any = None) -> QuasiNewton:
@@ -259,7 +181,7 @@ def _absorb(
         trial = trial._replace(gamma=jnp.where(curved, gamma, state.gamma))
     # Asking whether the columns are finite also orders the pass that made them before the writes
     # of the rows. XLA then writes in place and copies no history.
-    accepted = form.accepts(_by_age(trial), curved) & jnp.all(jnp.isfinite(columns))
+    accepted = form.accepts(by_age(trial), curved) & jnp.all(jnp.isfinite(columns))
     refused = (~accepted & (ss != 0)).astype(slot.dtype) * jnp.array([0, 1, 0], slot.dtype)
     state = state._replace(
         s=put_where(accepted, state.s, slot, s),
@@ -273,30 +195,11 @@ def _absorb(
     return state, accepted
 
 
-def slots_by_age(state: MemoryState) -> tuple[Array, Array]:
-    """The slots from the oldest to the newest pair, and which of them hold one."""
-    m = state.ss.size
-    rank = jnp.arange(m, dtype=jnp.int32)
-    return (state.slot + rank) % m, rank >= m - state.absorbed
-
-
-def _by_age(state: MemoryState) -> Grams:
-    oldest, (_, valid) = state.slot, slots_by_age(state)
-    both = valid[:, None] & valid[None]
-
-    def triangle(table: Array) -> Array:
-        return jnp.triu(jnp.where(both, jnp.roll(table, -oldest, (0, 1)), 0))
-
-    yy = state.gamma * triangle(state.yy)
-    ss = jnp.where(valid, jnp.roll(state.ss, -oldest), 0) / state.gamma
-    return Grams(triangle(state.sy), yy + jnp.triu(yy, 1).T, ss, valid)
-
-
 def _product(
     form: CompactForm, state: MemoryState, g: ArrayTree, sg: Array, gg: Array, H0: Any
 ) -> ArrayTree:
     """H g from Sᵀg and YᵀH₀g; with ``H0``, if any, in place of the state's."""
-    grams, oldest = _by_age(state), state.slot
+    grams, oldest = by_age(state), state.slot
     a, b = jnp.where(grams.valid, jnp.roll(sg, -oldest, 1), 0)
 
     def less(v: ArrayTree, c: Array, stack: ArrayTree) -> ArrayTree:

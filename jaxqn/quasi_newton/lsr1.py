@@ -16,14 +16,12 @@ import jax.numpy as jnp
 from jaxqn._typing import Array
 from jaxqn.formulas import in_range
 from jaxqn.linalg import dot, eps, safe_divide
-from jaxqn.quasi_newton.limited_memory import CompactForm, Grams, MemoryState, limited_memory
+from jaxqn.quasi_newton.compact_form import CompactForm, Grams
+from jaxqn.quasi_newton.limited_memory import limited_memory
+from jaxqn.quasi_newton.memory_state import SR1MemoryState
 from jaxqn.quasi_newton.protocol import QuasiNewton
 
 __all__ = ["lsr1_memory"]
-
-
-class SR1MemoryState(MemoryState):
-    """The same, of L-SR1."""
 
 
 def lsr1_memory(m: int = 10, *, history_dtype: Any = None) -> QuasiNewton:

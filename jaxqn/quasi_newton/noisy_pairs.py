@@ -14,7 +14,7 @@ from jaxqn._typing import Array, ArrayTree, Objective
 from jaxqn.formulas import in_range, powell_fraction
 from jaxqn.linalg import safe_divide
 from jaxqn.linalg.vectors import vdot
-from jaxqn.quasi_newton.limited_memory import MemoryState
+from jaxqn.quasi_newton.memory_state import MemoryState
 from jaxqn.quasi_newton.protocol import QuasiNewton
 
 __all__ = [

@@ -6,9 +6,10 @@ import jax
 
 from jaxqn._typing import Array, ArrayTree
 from jaxqn.linalg import is_packed, packing, unpacked
+from jaxqn.quasi_newton.compact_form import slots_by_age
 from jaxqn.quasi_newton.lbfgs import lbfgs_memory
-from jaxqn.quasi_newton.limited_memory import MemoryState, slots_by_age
-from jaxqn.quasi_newton.lsr1 import SR1MemoryState, lsr1_memory
+from jaxqn.quasi_newton.lsr1 import lsr1_memory
+from jaxqn.quasi_newton.memory_state import MemoryState, SR1MemoryState
 
 __all__ = ["inverse_hessian_product", "stored_pairs"]
 
