@@ -234,6 +234,13 @@ def test_a_state_of_another_method():
         minimize(never, X, state=state)
 
 
+def test_a_state_of_the_other_limited_memory():
+    """Their arrays are alike; what differs is what the pairs stand for."""
+    state = minimize(lambda x: x @ x, X, maxiter=1, method=jaxqn.lsr1_memory()).state
+    with pytest.raises(ValueError, match=r"state.*another method"):
+        minimize(never, X, state=state, method="lbfgs")
+
+
 def test_an_initial_inverse_hessian_is_for_a_new_run():
     state = minimize(lambda x: x @ x, X, maxiter=1).state
     with pytest.raises(ValueError, match=r"hess_inv0.*continues"):

@@ -579,7 +579,8 @@ def test_a_batch_is_its_lanes(name):
     for number, lane in list(enumerate(lanes))[::3]:
         alone, expected = run(*lane)
         where = divmod(number, LANES[1])
-        np.testing.assert_array_equal(together.counts[where], alone.counts)
+        np.testing.assert_array_equal(tally(together)[where], tally(alone))
+        np.testing.assert_array_equal(together.slot[where], alone.slot)
         assert_close(products[where], expected, 1e-9)
         assert_close(together.s[where], alone.s, 1e-15)
     assert len(np.unique(tally(together)[:, :, -1].reshape(-1, 2), axis=0)) > 3
@@ -664,11 +665,11 @@ def test_damped_pairs_are_all_used():
     S, Y = (np.array(column) for column in zip(*pairs, strict=True))
     Y[1::3] *= -1
     g, G = gradients(Y)
-    mended, H = [], np.eye(N)
+    steps, H = [], np.eye(N)
     for k in range(PUSHES):
-        mended.append(dual_damping(H, S[k], Y[k], theta=0.3))
-        H = recursion("bfgs", np.array(mended), Y[: k + 1])[0][-1]
-    expected, tallies = recursion("bfgs", np.array(mended), Y)
+        steps.append(dual_damping(H, S[k], Y[k], theta=0.3))
+        H = recursion("bfgs", np.array(steps), Y[: k + 1])[0][-1]
+    expected, tallies = recursion("bfgs", np.array(steps), Y)
     states, products = by_advance(damped(lbfgs_memory(M), theta=0.3))(S, Y, g, G)
     assert_close(products, np.einsum("kij,kj->ki", expected, G), 1e-9)
     np.testing.assert_array_equal(tally(states), tallies)
@@ -726,6 +727,20 @@ def test_inverse_hessian_product_is_apply(name):
     v = np.linspace(1, 2, N)
     product = jax.jit(inverse_hessian_product)(take(states, -1), v)
     np.testing.assert_allclose(product, matrices[-1] @ v, rtol=1e-12)
+
+
+@each_name
+def test_the_class_of_a_state_names_its_method(name):
+    """It survives pickling and every transformation, and a pytree of the other is another one."""
+    (S, Y), v = all_kinds(30), np.linspace(1, 2, N)
+    states, matrices = by_update(METHODS[name](M))(S, Y)
+    state = take(states, -1)
+    saved = pickle.loads(pickle.dumps(jax.tree.map(np.asarray, state)))
+    for copy in (saved, jax.jit(lambda tree: tree)(state), jax.vmap(lambda tree: tree)(states)):
+        assert jax.tree.structure(copy) == jax.tree.structure(state)
+    np.testing.assert_allclose(inverse_hessian_product(saved, v), matrices[-1] @ v, rtol=1e-12)
+    structures = {jax.tree.structure(make(M).init(v)) for make in METHODS.values()}
+    assert len(structures) == len(METHODS)
 
 
 @each_name
