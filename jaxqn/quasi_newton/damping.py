@@ -1,4 +1,8 @@
-"""Powell damping around any quasi-Newton approximation."""
+"""Powell's damping around any quasi-Newton approximation.
+
+In inverse form (Nocedal & Wright, procedure 18.2, by duality) it replaces a step s that shows too
+little curvature by t s + (1 − t) H y.
+"""
 
 import functools
 from typing import Any
@@ -12,7 +16,28 @@ from jaxqn.formulas import powell_fraction
 from jaxqn.linalg.vectors import vdot
 from jaxqn.quasi_newton.protocol import QuasiNewton, check_quasi_newton
 
-__all__ = ["damped"]
+__all__ = ["damped", "damped_step"]
+
+
+def damped_step(s: ArrayTree, Hy: ArrayTree, t: Array) -> ArrayTree:
+    """The step t s + (1 − t) H y over pytrees; s itself, bit for bit, where t is 1.
+
+    Args:
+      s: step, any pytree.
+      Hy: product of H with the gradient change y, likewise.
+      t: of :func:`jaxqn.formulas.powell_fraction`, shape ``()``.
+
+    Example:
+      >>> s, Hy = {"a": jnp.array([-1.0])}, {"a": jnp.array([1.0])}
+      >>> damped_step(s, Hy, jnp.array(0.25))["a"].tolist()
+      [0.5]
+    """
+
+    def of_leaf(s: Array, Hy: Array) -> Array:
+        u = t.astype(s.dtype)
+        return jnp.where(u < 1, u * s + (1 - u) * Hy, s)
+
+    return jax.tree.map(of_leaf, s, Hy)
 
 
 @functools.cache
@@ -45,18 +70,12 @@ def damped(qn: QuasiNewton, *, theta: float = 0.2) -> QuasiNewton:
     check_quasi_newton(qn)
     theta = check_number("theta", theta, "between 0 and 1")
 
-    def damped_step(state: Any, s: ArrayTree, y: ArrayTree, **options: Any) -> ArrayTree:
+    def step(state: Any, s: ArrayTree, y: ArrayTree, **options: Any) -> ArrayTree:
         Hy = qn.apply(state, y, **options)
-        t = powell_fraction(vdot(s, y), vdot(y, Hy), theta)
-
-        def of_leaf(s: Array, Hy: Array) -> Array:
-            u = t.astype(s.dtype)
-            return jnp.where(t < 1, u * s + (1 - u) * Hy, s)
-
-        return jax.tree.map(of_leaf, s, Hy)
+        return damped_step(s, Hy, powell_fraction(vdot(s, y), vdot(y, Hy), theta))
 
     def update(state: Any, s: ArrayTree, y: ArrayTree) -> Any:
-        return qn.update(state, damped_step(state, s, y), y)
+        return qn.update(state, step(state, s, y), y)
 
     def advance(
         state: Any,
@@ -67,7 +86,7 @@ def damped(qn: QuasiNewton, *, theta: float = 0.2) -> QuasiNewton:
         moved: Array,
         **options: Any,
     ) -> tuple[Any, ArrayTree]:
-        s = jax.lax.cond(moved, lambda: damped_step(state, s, y, **options), lambda: s)
+        s = jax.lax.cond(moved, lambda: step(state, s, y, **options), lambda: s)
         return qn.advance(state, s, y, g, Hg, moved, **options)
 
     return qn._replace(update=update, advance=advance)

@@ -14,6 +14,7 @@ from jaxqn._typing import Array, ArrayTree, Objective
 from jaxqn.formulas import in_range, powell_fraction
 from jaxqn.linalg import safe_divide
 from jaxqn.linalg.vectors import vdot
+from jaxqn.quasi_newton.damping import damped_step
 from jaxqn.quasi_newton.memory_state import MemoryState
 from jaxqn.quasi_newton.protocol import QuasiNewton
 
@@ -138,13 +139,7 @@ def doubly_damped_pair(
     """
     y = jax.tree.map(jnp.add, y, Bs)
     Hy = product(y)
-    t = powell_fraction(vdot(s, y), vdot(y, Hy), theta)
-
-    def of_leaf(s: Array, Hy: Array) -> Array:
-        u = t.astype(s.dtype)
-        return jnp.where(u < 1, u * s + (1 - u) * Hy, s)
-
-    return jax.tree.map(of_leaf, s, Hy), y
+    return damped_step(s, Hy, powell_fraction(vdot(s, y), vdot(y, Hy), theta)), y
 
 
 def absorb_noisy_pair(
