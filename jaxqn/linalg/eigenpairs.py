@@ -201,7 +201,7 @@ def _planned(
 ) -> Plan:
     """The static numbers of a run, checked."""
     leaves = jax.tree.leaves(like)
-    n = sum(leaf.size for leaf in leaves)
+    n = vectors.size(like)
     if which not in get_args(Which):
         raise ValueError(f"which must be one of {get_args(Which)}, but it is {which!r}")
     if not 1 <= operator.index(k) <= n:

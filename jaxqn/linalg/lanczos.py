@@ -6,7 +6,6 @@ T = V A Vᵀ and replaces the basis by its best Ritz vectors, whose residuals ar
 Nothing is ravelled: vectors keep the structure, the shapes and the sharding of the parameters.
 """
 
-import functools
 import operator
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 
 from jaxqn._typing import Array, ArrayTree
 from jaxqn.linalg import stacks, vectors
+from jaxqn.linalg.conditional import where
 from jaxqn.linalg.numerics import dot, safe_divide
 
 
@@ -124,7 +124,7 @@ def _direction(plan: Plan, basis: Basis, state: Round, base: Array, key: Array) 
     nth, given = i - base, basis.products < plan.given
     named = state.sources[jnp.minimum(nth, plan.given - 1)]
     j = jnp.where(nth < state.width, named, i - state.width)
-    v = _where(given, stacks.row(V, i), stacks.row(basis.AV, j))
+    v = where(given, stacks.row(V, i), stacks.row(basis.AV, j))
     v = less(v, jnp.where(given, 0, basis.T[:, j]))
     lost = ~(_norm(v) > 10 * plan.eps * jnp.where(given, 1, basis.scale))
     # A condition, so that an unbatched run draws only what it needs.
@@ -139,7 +139,7 @@ def _expanded(plan: Plan, product: Any, basis: Basis, v: ArrayTree) -> Basis:
     h = jnp.where(jnp.arange(plan.m, dtype=jnp.int32) < i, stacks.basis_dots(basis.V, Av), 0)
     h = h.at[i].set(vectors.vdot(v, Av))
     # A row that depends on h is written after V has been read for h: in place, not into a copy.
-    v = _where(jnp.all(jnp.isfinite(h)), v, jax.tree.map(jnp.zeros_like, v))
+    v = where(jnp.all(jnp.isfinite(h)), v, jax.tree.map(jnp.zeros_like, v))
     return Basis(
         V=stacks.put(basis.V, i, v),
         AV=stacks.put(basis.AV, i, Av),
@@ -252,10 +252,6 @@ def _orthonormal(start: ArrayTree, like: ArrayTree) -> ArrayTree:
     independent = squares > 100 * len(squares) * jnp.finfo(squares.dtype).eps
     scale = jax.lax.rsqrt(jnp.where(independent, squares, 1)) * independent.astype(squares.dtype)
     return stacks.basis_combine(Q.T * scale[:, None], rows)
-
-
-def _where(condition: Array, a: ArrayTree, b: ArrayTree) -> ArrayTree:
-    return jax.tree.map(functools.partial(jnp.where, condition), a, b)
 
 
 def _norm(v: ArrayTree) -> Array:

@@ -75,12 +75,12 @@ def power_of_two(size: Array) -> Array:
 
 
 def magnitude(array: Array) -> Array:
-    """The power of two next below the largest magnitude: dividing by it rounds nothing."""
-    info = jnp.finfo(array.dtype)
-    bits = jax.lax.bitcast_convert_type(jnp.max(jnp.abs(array)), f"uint{info.bits}")
-    power = jax.lax.bitcast_convert_type(bits >> info.nmant << info.nmant, array.dtype)
-    least = 4 * float(info.tiny)  # that twice it and its reciprocal are normal numbers
-    return jnp.clip(power, least, 1 / least)
+    """The power of two next to the largest magnitude: dividing by it rounds nothing.
+
+    Twice it and the reciprocal of that are normal numbers; it is 1 for zero and NaN.
+    """
+    most = 0.25 / float(jnp.finfo(array.dtype).tiny)
+    return power_of_two(jnp.minimum(jnp.max(jnp.abs(array)), most))
 
 
 def far_apart(a: Array, b: Array) -> Array:
