@@ -1,16 +1,12 @@
-"""Whole optimisers for optax users: chains of :mod:`jaxqn.transforms`, and nothing else."""
+"""Whole optimisers for optax users: each is a chain of :mod:`jaxqn.transforms`."""
 
-from types import EllipsisType
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import optax
 
 from jaxqn._typing import Array
-from jaxqn.linesearch import LineSearch
-from jaxqn.transforms.limited_memory import scale_by_lbfgs, scale_by_lsr1
-from jaxqn.transforms.linesearch import scale_by_linesearch
-from jaxqn.transforms.newton import scale_by_newton
-from jaxqn.transforms.quasi_newton import (
+from jaxqn.transforms.chain import LinesearchOption, chain
+from jaxqn.transforms.dense_methods import (
     scale_by_bfgs,
     scale_by_broyden,
     scale_by_dfp,
@@ -19,6 +15,8 @@ from jaxqn.transforms.quasi_newton import (
     scale_by_ssbfgs,
     scale_by_ssbroyden,
 )
+from jaxqn.transforms.limited_memory import scale_by_lbfgs, scale_by_lsr1
+from jaxqn.transforms.newton import scale_by_newton
 
 __all__ = [
     "bfgs",
@@ -33,29 +31,27 @@ __all__ = [
     "ssbroyden",
 ]
 
-Search: TypeAlias = LineSearch | optax.GradientTransformation | EllipsisType | None
-
 
 def bfgs(
     learning_rate: optax.ScalarOrSchedule | None = None,
     *,
-    linesearch: Search = ...,
+    linesearch: LinesearchOption = ...,
     has_aux: bool = False,
     scale_init: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
     """BFGS: :func:`jaxqn.scale_by_bfgs`, a learning rate or a line search, and the sign.
 
-    With a ``learning_rate``, ``update(grads, state, params)`` is all there is to call, and the
-    optimiser works wherever optax's do, also inside ``masked`` and ``partition``. Without one, a
-    line search evaluates the objective: ``update(grads, state, params, value=..., grad=...,
-    value_fn=...)``, the loop that optax documents for its L-BFGS.
+    With a ``learning_rate``, a step is ``update(grads, state, params)``, and the optimiser works
+    wherever those of optax work, also inside ``masked`` and ``partition``. Without a
+    ``learning_rate``, a line search evaluates the objective: ``update(grads, state, params,
+    value=..., grad=..., value_fn=...)``, the loop that optax documents for its L-BFGS.
 
     Args:
-      learning_rate: step length, or a schedule of it.
+      learning_rate: step length, or a schedule.
       linesearch: a :class:`jaxqn.LineSearch`, an optax transformation such as
-        ``optax.scale_by_zoom_linesearch``, or ``None`` to go without. By default
-        :func:`jaxqn.wolfe` if there is no learning rate, and none if there is one. With both, the
-        search starts from the direction scaled by the learning rate.
+        ``optax.scale_by_zoom_linesearch``, or ``None`` for no search. By default
+        :func:`jaxqn.wolfe` without a learning rate, and no search with one. With both, the search
+        starts from the direction scaled by the learning rate.
       has_aux: whether ``value_fn`` returns ``(value, aux)``; for jaxqn's searches.
       scale_init: whether to scale H = I before its first update; see :func:`jaxqn.dense`.
 
@@ -63,7 +59,7 @@ def bfgs(
       An ``optax.GradientTransformationExtraArgs``.
 
     Raises:
-      TypeError: ``linesearch`` is none of these.
+      TypeError: ``linesearch`` is of another type.
 
     Example:
       >>> import jax.numpy as jnp
@@ -83,17 +79,17 @@ def bfgs(
     References:
       Nocedal & Wright, Numerical Optimization, 2nd ed., 2006, algorithm 6.1.
     """
-    return _chain(scale_by_bfgs(scale_init=scale_init), learning_rate, linesearch, has_aux)
+    return chain(scale_by_bfgs(scale_init=scale_init), learning_rate, linesearch, has_aux)
 
 
 def dfp(
     learning_rate: optax.ScalarOrSchedule | None = None,
     *,
-    linesearch: Search = ...,
+    linesearch: LinesearchOption = ...,
     has_aux: bool = False,
     scale_init: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
-    """DFP: :func:`jaxqn.scale_by_dfp` in the chain that :func:`bfgs` describes, arguments and all.
+    """DFP: :func:`jaxqn.scale_by_dfp` in the chain, and with the arguments, of :func:`bfgs`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -101,17 +97,17 @@ def dfp(
       >>> optimizer.update(2 * x, optimizer.init(x), x)[0].tolist()
       [-3.0]
     """
-    return _chain(scale_by_dfp(scale_init=scale_init), learning_rate, linesearch, has_aux)
+    return chain(scale_by_dfp(scale_init=scale_init), learning_rate, linesearch, has_aux)
 
 
 def sr1(
     learning_rate: optax.ScalarOrSchedule | None = None,
     *,
-    linesearch: Search = ...,
+    linesearch: LinesearchOption = ...,
     has_aux: bool = False,
     scale_init: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
-    """SR1: :func:`jaxqn.scale_by_sr1` in the chain that :func:`bfgs` describes, arguments and all.
+    """SR1: :func:`jaxqn.scale_by_sr1` in the chain, and with the arguments, of :func:`bfgs`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -119,14 +115,14 @@ def sr1(
       >>> optimizer.update(2 * x, optimizer.init(x), x)[0].tolist()
       [-3.0]
     """
-    return _chain(scale_by_sr1(scale_init=scale_init), learning_rate, linesearch, has_aux)
+    return chain(scale_by_sr1(scale_init=scale_init), learning_rate, linesearch, has_aux)
 
 
 def broyden(
     learning_rate: optax.ScalarOrSchedule | None = None,
     *,
     phi: Array | float = 0.5,
-    linesearch: Search = ...,
+    linesearch: LinesearchOption = ...,
     has_aux: bool = False,
     scale_init: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
@@ -148,19 +144,20 @@ def broyden(
       >>> optimizer.update(2 * x, optimizer.init(x), x)[0].tolist()
       [-3.0]
     """
-    return _chain(scale_by_broyden(phi, scale_init=scale_init), learning_rate, linesearch, has_aux)
+    return chain(scale_by_broyden(phi, scale_init=scale_init), learning_rate, linesearch, has_aux)
 
 
 def osbfgs(
     learning_rate: optax.ScalarOrSchedule | None = None,
     *,
-    linesearch: Search = ...,
+    linesearch: LinesearchOption = ...,
     has_aux: bool = False,
     scale_init: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
-    """Self-scaled BFGS with a switch, the driver's default: :func:`jaxqn.scale_by_osbfgs`.
+    """BFGS with Oren and Spedicato's test for self-scaling: :func:`jaxqn.scale_by_osbfgs`.
 
-    The chain and its arguments are those of :func:`bfgs`.
+    ``osbfgs`` is the default method of :func:`jaxqn.minimize`. The chain and the arguments are
+    those of :func:`bfgs`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -168,13 +165,13 @@ def osbfgs(
       >>> optimizer.update(2 * x, optimizer.init(x), x)[0].tolist()
       [-3.0]
     """
-    return _chain(scale_by_osbfgs(scale_init=scale_init), learning_rate, linesearch, has_aux)
+    return chain(scale_by_osbfgs(scale_init=scale_init), learning_rate, linesearch, has_aux)
 
 
 def ssbfgs(
     learning_rate: optax.ScalarOrSchedule | None = None,
     *,
-    linesearch: Search = ...,
+    linesearch: LinesearchOption = ...,
     has_aux: bool = False,
     scale_init: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
@@ -186,13 +183,13 @@ def ssbfgs(
       >>> optimizer.update(2 * x, optimizer.init(x), x)[0].tolist()
       [-3.0]
     """
-    return _chain(scale_by_ssbfgs(scale_init=scale_init), learning_rate, linesearch, has_aux)
+    return chain(scale_by_ssbfgs(scale_init=scale_init), learning_rate, linesearch, has_aux)
 
 
 def ssbroyden(
     learning_rate: optax.ScalarOrSchedule | None = None,
     *,
-    linesearch: Search = ...,
+    linesearch: LinesearchOption = ...,
     has_aux: bool = False,
     scale_init: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
@@ -204,14 +201,14 @@ def ssbroyden(
       >>> optimizer.update(2 * x, optimizer.init(x), x)[0].tolist()
       [-3.0]
     """
-    return _chain(scale_by_ssbroyden(scale_init=scale_init), learning_rate, linesearch, has_aux)
+    return chain(scale_by_ssbroyden(scale_init=scale_init), learning_rate, linesearch, has_aux)
 
 
 def lbfgs(
     learning_rate: optax.ScalarOrSchedule | None = None,
     *,
     memory: int = 10,
-    linesearch: Search = ...,
+    linesearch: LinesearchOption = ...,
     has_aux: bool = False,
     history_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -234,14 +231,14 @@ def lbfgs(
       [-3.0]
     """
     scale_by = scale_by_lbfgs(memory, history_dtype=history_dtype)
-    return _chain(scale_by, learning_rate, linesearch, has_aux)
+    return chain(scale_by, learning_rate, linesearch, has_aux)
 
 
 def lsr1(
     learning_rate: optax.ScalarOrSchedule | None = None,
     *,
     memory: int = 10,
-    linesearch: Search = ...,
+    linesearch: LinesearchOption = ...,
     has_aux: bool = False,
     history_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -264,13 +261,13 @@ def lsr1(
       [-3.0]
     """
     scale_by = scale_by_lsr1(memory, history_dtype=history_dtype)
-    return _chain(scale_by, learning_rate, linesearch, has_aux)
+    return chain(scale_by, learning_rate, linesearch, has_aux)
 
 
 def newton(
     learning_rate: optax.ScalarOrSchedule | None = None,
     *,
-    linesearch: Search = ...,
+    linesearch: LinesearchOption = ...,
     has_aux: bool = False,
     rank: int | Literal["all"] = "all",
     floor: float | None = None,
@@ -283,8 +280,8 @@ def newton(
       linesearch: as in :func:`bfgs`.
       has_aux: as in :func:`bfgs`.
       rank: as in :func:`jaxqn.scale_by_newton`.
-      floor: as there.
-      mode: as there.
+      floor: as in :func:`jaxqn.scale_by_newton`.
+      mode: as in :func:`jaxqn.scale_by_newton`.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``.
@@ -297,27 +294,4 @@ def newton(
       [-3.0]
     """
     scale_by = scale_by_newton(rank=rank, floor=floor, mode=mode, has_aux=has_aux)
-    return _chain(scale_by, learning_rate, linesearch, has_aux)
-
-
-def _chain(
-    scale_by: optax.GradientTransformation,
-    learning_rate: optax.ScalarOrSchedule | None,
-    linesearch: Search,
-    has_aux: bool,
-) -> optax.GradientTransformationExtraArgs:
-    """The transformation, the learning rate with the sign, and the search if there is one."""
-    rate = (
-        optax.scale(-1.0) if learning_rate is None else optax.scale_by_learning_rate(learning_rate)
-    )
-    if linesearch is ...:
-        linesearch = scale_by_linesearch(has_aux=has_aux) if learning_rate is None else None
-    elif isinstance(linesearch, LineSearch):
-        linesearch = scale_by_linesearch(linesearch, has_aux=has_aux)
-    elif not isinstance(linesearch, optax.GradientTransformation | None):
-        raise TypeError(
-            "linesearch must be a jaxqn line search such as jaxqn.wolfe(), an optax transformation "
-            f"such as optax.scale_by_zoom_linesearch(20), or None, but it is a "
-            f"{type(linesearch).__name__}"
-        )
-    return optax.chain(scale_by, rate, *([] if linesearch is None else [linesearch]))
+    return chain(scale_by, learning_rate, linesearch, has_aux)

@@ -83,7 +83,7 @@ def once(compiled: Any, *operands: Any, **static: Any) -> Any:
     return (compiled.__wrapped__ if direct else compiled)(*operands, **static)
 
 
-class Objective(NamedTuple):
+class BoundObjective(NamedTuple):
     """A ``value_fn`` with those of its extra arguments that are no arrays: hashable, so static.
 
     Attributes:

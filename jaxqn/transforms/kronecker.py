@@ -22,7 +22,7 @@ from jaxqn.transforms.common import all_entries, at_least_float32, float_dtypes,
 
 __all__ = ["KroneckerFactors", "ScaleByKroneckerState", "scale_by_kronecker"]
 
-Correction = Literal["exact", "rank_one"]
+RootCorrection = Literal["exact", "rank_one"]
 
 
 class KroneckerFactors(NamedTuple):
@@ -48,7 +48,7 @@ class ScaleByKroneckerState(NamedTuple):
     factors: ArrayTree
 
 
-class Options(NamedTuple):
+class KroneckerOptions(NamedTuple):
     """The settings, hashable."""
 
     b1: float
@@ -57,7 +57,7 @@ class Options(NamedTuple):
     decay: float
     damping: float
     every: int
-    correction: Correction
+    correction: RootCorrection
     rms: float
     max_side: int
 
@@ -70,7 +70,7 @@ def scale_by_kronecker(
     decay: float = 0.95,
     damping: float = 0.1,
     every: int = 5,
-    correction: Correction = "exact",
+    correction: RootCorrection = "exact",
     rms: float = 0.3,
     max_side: int = 2048,
 ) -> optax.GradientTransformationExtraArgs:
@@ -134,7 +134,7 @@ def scale_by_kronecker(
     """
     if correction not in ("exact", "rank_one"):
         raise ValueError(f'correction must be "exact" or "rank_one", but it is {correction!r}')
-    options = Options(
+    options = KroneckerOptions(
         b1=check_number("b1", b1, "a fraction in [0, 1)"),
         b2=check_number("b2", b2, "a fraction in [0, 1)"),
         eps=check_number("eps", eps, "positive"),
@@ -171,7 +171,7 @@ def scale_by_kronecker(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _no_factors(leaf: Array, options: Options) -> KroneckerFactors:
+def _no_factors(leaf: Array, options: KroneckerOptions) -> KroneckerFactors:
     """The factors of white gradients."""
     shape = _matrix(leaf).shape
 
@@ -190,7 +190,7 @@ def _matrix(leaf: Array) -> Array:
 
 @functools.partial(jax.jit, static_argnames="options")
 def _whiten(
-    updates: optax.Updates, state: ScaleByKroneckerState, *, options: Options
+    updates: optax.Updates, state: ScaleByKroneckerState, *, options: KroneckerOptions
 ) -> tuple[optax.Updates, ScaleByKroneckerState]:
     """Running means leaf by leaf, and the direction of each."""
     leaves, structure = jax.tree.flatten(updates)
@@ -239,7 +239,7 @@ def _corrected(
     count: Array,
     place: int,
     finite: Array,
-    options: Options,
+    options: KroneckerOptions,
 ) -> KroneckerFactors:
     """The factors after one more gradient, each side seen through the other's root."""
     left, right = factors

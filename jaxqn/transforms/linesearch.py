@@ -18,7 +18,7 @@ from jaxqn.linesearch import (
     wolfe,
 )
 from jaxqn.transforms.common import (
-    Objective,
+    BoundObjective,
     at_least_float32,
     check_can_evaluate,
     check_unmasked,
@@ -61,7 +61,7 @@ class ScaleByLinesearchState(NamedTuple):
     info: LinesearchInfo
 
 
-class Trial(NamedTuple):
+class TriedStep(NamedTuple):
     """A step length, with value and gradient there."""
 
     alpha: Array
@@ -69,19 +69,19 @@ class Trial(NamedTuple):
     grad: ArrayTree
 
 
-class Search(NamedTuple):
-    """What the loop carries.
+class SearchCarry(NamedTuple):
+    """The carry of the loop over trials.
 
     Attributes:
       machine: state of the line search.
       best: the accepted trial, or the lowest so far; the start at first.
       nfev: trials so far.
-      ended: whether it is over.
-      failed: whether it ended badly.
+      ended: whether the search has ended.
+      failed: whether it has ended without an acceptable step.
     """
 
     machine: Any
-    best: Trial
+    best: TriedStep
     nfev: Array
     ended: Array
     failed: Array
@@ -170,7 +170,7 @@ def scale_by_linesearch(
             value,
             grad,
             arrays,
-            objective=Objective(value_fn, statics, has_aux),
+            objective=BoundObjective(value_fn, statics, has_aux),
             linesearch=linesearch,
         )
 
@@ -186,7 +186,7 @@ def _search(
     grad: optax.Updates,
     arrays: list[Any],
     *,
-    objective: Objective,
+    objective: BoundObjective,
     linesearch: LineSearch,
 ) -> tuple[optax.Updates, ScaleByLinesearchState]:
     """Run the machine to its end."""
@@ -203,14 +203,14 @@ def _search(
         scaled = jax.tree.map(lambda d: jnp.where(alpha > 0, alpha * d, 0), direction)
         return _like(updates, scaled)
 
-    def trip(search: Search) -> Search:
+    def trip(search: SearchCarry) -> SearchCarry:
         alpha = search.machine.alpha
         phi, g = jax.value_and_grad(fun)(optax.apply_updates(params, step(alpha)))
         dphi = slope(g)
         machine, done, failed = linesearch.step(search.machine, phi, dphi)
         better = done | ((phi < search.best.value) & jnp.isfinite(dphi))
-        best = optax.tree.where(better, Trial(alpha, phi, _like(params, g)), search.best)
-        return Search(machine, best, search.nfev + 1, done | failed, failed)
+        best = optax.tree.where(better, TriedStep(alpha, phi, _like(params, g)), search.best)
+        return SearchCarry(machine, best, search.nfev + 1, done | failed, failed)
 
     phi0, dphi0 = jnp.asarray(value, dtype), slope(grad)
     steepest = [
@@ -219,9 +219,9 @@ def _search(
     fresh = ~jnp.isfinite(state.value) | jnp.all(jnp.stack(steepest))
     alpha0 = parabola_step(state.expected, dphi0)
     alpha0 = jnp.where(fresh, _first_trial(phi0, dphi0, direction), alpha0)
-    start = Trial(jnp.zeros_like(phi0), phi0, _like(params, grad))
+    start = TriedStep(jnp.zeros_like(phi0), phi0, _like(params, grad))
     hopeless = ~((dphi0 < 0) & jnp.isfinite(dphi0) & jnp.isfinite(phi0))
-    search = Search(
+    search = SearchCarry(
         machine=linesearch.init(phi0, dphi0, alpha0),
         best=start,
         nfev=jnp.zeros((), jnp.int32),

@@ -14,7 +14,7 @@ from jaxqn.checks import check_number
 from jaxqn.linalg import dot
 from jaxqn.quasi_newton import spectrum_of
 from jaxqn.transforms.common import (
-    Objective,
+    BoundObjective,
     at_least_float32,
     check_can_evaluate,
     check_one_dtype,
@@ -108,7 +108,7 @@ def scale_by_newton(
         check_can_evaluate("Newton's method", params, value_fn=value_fn)
         assert value_fn is not None
         arrays, statics = split_data(value_fn, extra_args)
-        objective = Objective(value_fn, statics, has_aux)
+        objective = BoundObjective(value_fn, statics, has_aux)
         return once(
             _newton_step, updates, state, params, arrays, objective=objective, options=options
         )
@@ -123,7 +123,7 @@ def _newton_step(
     params: optax.Params,
     arrays: list[Any],
     *,
-    objective: Objective,
+    objective: BoundObjective,
     options: tuple[tuple[str, Any], ...],
 ) -> tuple[optax.Updates, ScaleByNewtonState]:
     """Hessian, correction, product."""

@@ -1,9 +1,9 @@
 """Quasi-Newton approximations as optax transformations: H g in place of g.
 
-``update`` is called once per step, so the pair lags by one call: the state keeps the previous
-parameters and gradient, and s = params − previous params is the change that the rest of the chain
-really made, however it clipped, masked or scheduled the step. The gradients handed in must be
-those of the objective itself: whatever an earlier transformation does to them ends up in y.
+A training loop calls ``update`` once per step, so the pair lags by one call: the state keeps the
+previous parameters and gradient, and s = params − previous params is the actual change, after the
+rest of the chain has clipped, masked or scheduled the step. The gradients must be those of the
+objective itself: y contains every change that an earlier transformation makes to them.
 """
 
 import functools
@@ -17,17 +17,8 @@ from jax.flatten_util import ravel_pytree
 
 from jaxqn._typing import Array, ArrayTree
 from jaxqn.checks import check_initial
-from jaxqn.formulas import (
-    bfgs_rule,
-    broyden_rule,
-    dfp_rule,
-    osbfgs_rule,
-    sr1_rule,
-    ssbfgs_rule,
-    ssbroyden_rule,
-)
 from jaxqn.linalg import vectors
-from jaxqn.quasi_newton import QuasiNewton, check_quasi_newton, dense
+from jaxqn.quasi_newton import QuasiNewton, check_quasi_newton
 from jaxqn.transforms.common import (
     all_entries,
     at_least_float32,
@@ -36,17 +27,7 @@ from jaxqn.transforms.common import (
     once,
 )
 
-__all__ = [
-    "ScaleByQuasiNewtonState",
-    "scale_by_bfgs",
-    "scale_by_broyden",
-    "scale_by_dfp",
-    "scale_by_osbfgs",
-    "scale_by_quasi_newton",
-    "scale_by_sr1",
-    "scale_by_ssbfgs",
-    "scale_by_ssbroyden",
-]
+__all__ = ["ScaleByQuasiNewtonState", "precondition", "scale_by_quasi_newton"]
 
 
 class ScaleByQuasiNewtonState(NamedTuple):
@@ -56,9 +37,9 @@ class ScaleByQuasiNewtonState(NamedTuple):
 
     Attributes:
       count: finite gradients seen, int32.
-      params: the parameters at the last of them.
-      updates: that gradient.
-      product: H times that gradient.
+      params: the parameters at the last finite gradient.
+      updates: the last finite gradient g.
+      product: H g.
       approx: state of the approximation.
     """
 
@@ -75,11 +56,11 @@ def scale_by_quasi_newton(
     """Replace the gradient g by H g, with the approximation ``qn`` for the inverse Hessian H.
 
     Every call but the first corrects H by the pair s = params − previous, y = g − previous, and
-    returns H g, without a sign flip. Its product with g is positive: where H g is no direction of
-    descent (an indefinite SR1 matrix), H is reset to I and g returned. The same happens where a
-    line search downstream could not move at all: a ``value_fn`` is among the extra arguments, and
-    neither params nor g have changed. A gradient that is not finite is handed on as it is, so that
-    whatever watches for it sees it, and changes no state.
+    returns H g, without a sign flip. gᵀH g is positive: where −H g is no direction of descent (an
+    indefinite SR1 matrix), ``update`` resets H to I and returns g. ``update`` does the same after a
+    later line search that could not move at all: a ``value_fn`` is among the extra arguments, and
+    neither params nor g have changed. ``update`` returns a gradient that is not finite unchanged,
+    so that a later transformation can react to the gradient, and keeps the state.
 
     Args:
       qn: the approximation, for instance ``dense(bfgs_rule)`` or ``lbfgs_memory(10)``.
@@ -99,6 +80,8 @@ def scale_by_quasi_newton(
     Cost: that of ``qn``, O(n²) for a dense one, which ravels the parameters.
 
     Example:
+      >>> from jaxqn.formulas import bfgs_rule
+      >>> from jaxqn.quasi_newton import dense
       >>> solver = optax.chain(scale_by_quasi_newton(dense(bfgs_rule)), optax.scale(-0.5))
       >>> x = jnp.array([3.0])
       >>> state = solver.init(x)
@@ -164,7 +147,7 @@ def precondition(
     x, _ = _vector(params, qn)
     g, to_updates = _vector(updates, qn)
 
-    # A point that is not finite is taken for the last one again.
+    # The last finite point stands in for a point that is not finite.
     finite = all_entries(jnp.isfinite, x) & all_entries(jnp.isfinite, g)
     x, g = optax.tree.where(finite, x, state.params), optax.tree.where(finite, g, state.updates)
 
@@ -178,7 +161,7 @@ def precondition(
     start = {} if H0 is None else {"H0": H0}
     approx, Hg = qn.advance(state.approx, s, y, g, state.product, finite, **start)
 
-    # No descent, or none that was found: forget the curvature, and follow the gradient.
+    # Where −H g does not descend, or the search did not move: reset H, and follow the gradient.
     (slope,) = vectors.products((g, Hg))
     descent = (slope > 0) & all_entries(jnp.isfinite, Hg) & ~stuck
     approx = qn.reset(approx, finite & ~descent & ~all_entries(_zero, g))
@@ -194,7 +177,7 @@ def precondition(
 
 
 def _vector(tree: optax.Params, qn: QuasiNewton) -> tuple[ArrayTree, Callable[..., ArrayTree]]:
-    """What ``qn`` works on, flat or as it is, in float32 or wider; and the way back."""
+    """The vector for ``qn``, in float32 or wider and flat if dense; and the inverse map."""
 
     def widened(leaf: Array) -> Array:
         return leaf.astype(at_least_float32(leaf.dtype))
@@ -210,123 +193,3 @@ def _vector(tree: optax.Params, qn: QuasiNewton) -> tuple[ArrayTree, Callable[..
 
 def _zero(leaf: Array) -> Array:
     return leaf == 0
-
-
-def scale_by_bfgs(*, scale_init: bool = True) -> optax.GradientTransformationExtraArgs:
-    """:func:`scale_by_quasi_newton` with a dense H and :func:`jaxqn.bfgs_update`.
-
-    Args:
-      scale_init: whether to scale H = I before its first update; see :func:`jaxqn.dense`.
-
-    Returns:
-      An ``optax.GradientTransformationExtraArgs``.
-
-    Example:
-      >>> transform, x = scale_by_bfgs(), jnp.array([3.0])
-      >>> _, state = transform.update(2 * x, transform.init(x), x)
-      >>> transform.update(2 * (x - 1), state, x - 1)[0].tolist()  # f = x²: the Newton step
-      [2.0]
-    """
-    return scale_by_quasi_newton(dense(bfgs_rule, scale_init=scale_init))
-
-
-def scale_by_dfp(*, scale_init: bool = True) -> optax.GradientTransformationExtraArgs:
-    """:func:`scale_by_quasi_newton` with a dense H and :func:`jaxqn.dfp_update`.
-
-    Args:
-      scale_init: as in :func:`scale_by_bfgs`.
-
-    Example:
-      >>> transform, x = scale_by_dfp(), jnp.array([3.0])
-      >>> _, state = transform.update(2 * x, transform.init(x), x)
-      >>> transform.update(2 * (x - 1), state, x - 1)[0].tolist()
-      [2.0]
-    """
-    return scale_by_quasi_newton(dense(dfp_rule, scale_init=scale_init))
-
-
-def scale_by_sr1(*, scale_init: bool = True) -> optax.GradientTransformationExtraArgs:
-    """:func:`scale_by_quasi_newton` with a dense H and :func:`jaxqn.sr1_update`.
-
-    Args:
-      scale_init: as in :func:`scale_by_bfgs`.
-
-    Example:
-      >>> transform, x = scale_by_sr1(), jnp.array([3.0])
-      >>> _, state = transform.update(2 * x, transform.init(x), x)
-      >>> transform.update(2 * (x - 1), state, x - 1)[0].tolist()
-      [2.0]
-    """
-    return scale_by_quasi_newton(dense(sr1_rule, scale_init=0.5 * scale_init))
-
-
-def scale_by_broyden(
-    phi: Array | float = 0.5, *, scale_init: bool = True
-) -> optax.GradientTransformationExtraArgs:
-    """:func:`scale_by_quasi_newton` with a dense H and :func:`jaxqn.broyden_update`.
-
-    Args:
-      phi: member of the class; 1 is BFGS and 0 is DFP.
-      scale_init: as in :func:`scale_by_bfgs`.
-
-    Example:
-      >>> transform, x = scale_by_broyden(phi=0.25), jnp.array([3.0])
-      >>> _, state = transform.update(2 * x, transform.init(x), x)
-      >>> transform.update(2 * (x - 1), state, x - 1)[0].tolist()
-      [2.0]
-    """
-    if isinstance(phi, jax.core.Tracer):  # under inject_hyperparams, say; no cache may keep it
-        rule = broyden_rule.__wrapped__(phi)
-        return scale_by_quasi_newton(dense.__wrapped__(rule, scale_init=scale_init))
-    return scale_by_quasi_newton(dense(broyden_rule(float(phi)), scale_init=scale_init))
-
-
-def scale_by_osbfgs(*, scale_init: bool = True) -> optax.GradientTransformationExtraArgs:
-    """:func:`scale_by_quasi_newton` with a dense H and :func:`jaxqn.osbfgs_update`.
-
-    After a step that the rest of the chain bent away from −H g, the update is plain BFGS.
-
-    Args:
-      scale_init: as in :func:`scale_by_bfgs`.
-
-    Example:
-      >>> transform, x = scale_by_osbfgs(), jnp.array([3.0])
-      >>> _, state = transform.update(2 * x, transform.init(x), x)
-      >>> transform.update(2 * (x - 1), state, x - 1)[0].tolist()
-      [2.0]
-    """
-    return scale_by_quasi_newton(dense(osbfgs_rule, scale_init=scale_init))
-
-
-def scale_by_ssbfgs(*, scale_init: bool = True) -> optax.GradientTransformationExtraArgs:
-    """:func:`scale_by_quasi_newton` with a dense H and :func:`jaxqn.ssbfgs_update`.
-
-    After a step that the rest of the chain bent away from −H g, the update is plain BFGS.
-
-    Args:
-      scale_init: as in :func:`scale_by_bfgs`.
-
-    Example:
-      >>> transform, x = scale_by_ssbfgs(), jnp.array([3.0])
-      >>> _, state = transform.update(2 * x, transform.init(x), x)
-      >>> transform.update(2 * (x - 1), state, x - 1)[0].tolist()
-      [2.0]
-    """
-    return scale_by_quasi_newton(dense(ssbfgs_rule, scale_init=scale_init))
-
-
-def scale_by_ssbroyden(*, scale_init: bool = True) -> optax.GradientTransformationExtraArgs:
-    """:func:`scale_by_quasi_newton` with a dense H and :func:`jaxqn.ssbroyden_update`.
-
-    After a step that the rest of the chain bent away from −H g, the update is plain BFGS.
-
-    Args:
-      scale_init: as in :func:`scale_by_bfgs`.
-
-    Example:
-      >>> transform, x = scale_by_ssbroyden(), jnp.array([3.0])
-      >>> _, state = transform.update(2 * x, transform.init(x), x)
-      >>> transform.update(2 * (x - 1), state, x - 1)[0].tolist()
-      [2.0]
-    """
-    return scale_by_quasi_newton(dense(ssbroyden_rule, scale_init=scale_init))

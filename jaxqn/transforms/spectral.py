@@ -11,7 +11,13 @@ import optax
 from jaxqn._typing import Array, ArrayTree
 from jaxqn.checks import check_count, check_number
 from jaxqn.linalg import Eigenpairs, hessian_eigenpairs, stacks, vectors
-from jaxqn.transforms.common import Objective, check_can_evaluate, float_dtypes, once, split_data
+from jaxqn.transforms.common import (
+    BoundObjective,
+    check_can_evaluate,
+    float_dtypes,
+    once,
+    split_data,
+)
 
 __all__ = ["ScaleBySpectralCorrectionState", "scale_by_spectral_correction"]
 
@@ -38,7 +44,7 @@ class ScaleBySpectralCorrectionState(NamedTuple):
     weights: Array
 
 
-class Options(NamedTuple):
+class SpectralOptions(NamedTuple):
     """The settings, hashable."""
 
     rank: int
@@ -112,7 +118,7 @@ def scale_by_spectral_correction(
       Dauphin et al., NeurIPS 2014, for |λ| in place of λ; Saad, Numerical Methods for Large
       Eigenvalue Problems, 2011, chapter 6, for Lanczos.
     """
-    options = Options(
+    options = SpectralOptions(
         rank=check_count("rank", rank),
         every=check_count("every", every),
         which=which,
@@ -129,13 +135,13 @@ def scale_by_spectral_correction(
 
     def init(params: optax.Params) -> ScaleBySpectralCorrectionState:
         float_dtypes(params)
-        size = sum(jnp.size(leaf) for leaf in jax.tree.leaves(params))
-        if 0 < size < _pairs(options):
+        size, k = vectors.size(jax.tree.map(jnp.asarray, params)), _eigenpair_count(options)
+        if 0 < size < k:
             raise ValueError(
-                f"rank={rank} needs {_pairs(options)} eigenpairs, but the parameters have "
-                f"{size} entries: choose a smaller rank"
+                f"rank={rank} needs {k} eigenpairs, but the parameters have {size} entries: choose "
+                "a smaller rank"
             )
-        dtype, k = vectors.tree_dtype(params), _pairs(options)
+        dtype = vectors.tree_dtype(params)
         return ScaleBySpectralCorrectionState(
             count=jnp.zeros((), jnp.int32),
             products=jnp.zeros((), jnp.int32),
@@ -158,7 +164,7 @@ def scale_by_spectral_correction(
         check_can_evaluate("a spectral correction", params, value_fn=value_fn)
         assert value_fn is not None
         arrays, statics = split_data(value_fn, extra_args)
-        objective = Objective(value_fn, statics, has_aux)
+        objective = BoundObjective(value_fn, statics, has_aux)
         return once(_correct, updates, state, params, arrays, objective=objective, options=options)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -171,8 +177,8 @@ def _correct(
     params: optax.Params,
     arrays: list[Any],
     *,
-    objective: Objective,
-    options: Options,
+    objective: BoundObjective,
+    options: SpectralOptions,
 ) -> tuple[optax.Updates, ScaleBySpectralCorrectionState]:
     """Renew the eigenpairs when it is time; apply P."""
 
@@ -181,7 +187,7 @@ def _correct(
             objective.__call__,
             params,
             (arrays,),
-            k=_pairs(options),
+            k=_eigenpair_count(options),
             which=options.which,
             tol=options.tol,
             max_products=options.max_products,
@@ -206,12 +212,12 @@ def _correct(
     return corrected, state._replace(count=state.count + 1)
 
 
-def _pairs(options: Options) -> int:
+def _eigenpair_count(options: SpectralOptions) -> int:
     """Eigenpairs to compute: the largest are measured against the next one."""
     return options.rank + (options.which == "largest")
 
 
-def _weights(pairs: Eigenpairs, options: Options) -> Array:
+def _weights(pairs: Eigenpairs, options: SpectralOptions) -> Array:
     """Weights r / f(λ) − 1 of the pairs to correct; 0 for the one they are measured against."""
     curvature = jnp.abs(pairs.values) + pairs.residuals
     curvature = jnp.maximum(curvature, options.floor * pairs.scale)
