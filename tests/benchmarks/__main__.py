@@ -11,6 +11,7 @@ Workloads, each printing jaxqn and every installed peer side by side:
   compile     trace + compile of a solve over that of its objective
   pinn        a physics-informed network for the 3-D Poisson equation
   behaviour   scaling, float32 and optax-composition cases, pass or fail
+  honest      how often CONVERGED is not true, and a minimum not called one
   eager       cost of a second eager call
   newton      Newton's method with and without the spectral correction
   eigenpairs  extremal eigenpairs of a network's Hessian
@@ -46,6 +47,7 @@ WORKLOADS = (
     "compile",
     "pinn",
     "behaviour",
+    "honest",
     "eager",
     "newton",
     "eigenpairs",
