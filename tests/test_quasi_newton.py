@@ -5,9 +5,12 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import oracles
 import pytest
 
+import jaxqn
+from jaxqn.drivers import minimize
 from jaxqn.formulas import updates
 from jaxqn.quasi_newton.dense import dense, inverse_hessian
 from jaxqn.quasi_newton.methods import METHODS
@@ -321,7 +324,7 @@ def test_every_leaf_owns_its_buffer(panel):
     qn = method("bfgs", panel)
     x = jnp.zeros(N)
     state = qn.init(x)
-    leaves = [x, *(leaf for leaf in jax.tree.leaves(state) if leaf.size)]
+    leaves = [x, *jax.tree.leaves(state)]
     assert len({leaf.unsafe_buffer_pointer() for leaf in leaves}) == len(leaves)
     donating = jax.jit(qn.update, donate_argnums=0)
     S, Y = random_pairs(11)
@@ -330,6 +333,39 @@ def test_every_leaf_owns_its_buffer(panel):
         state = donating(state, s, y)
         assert matrix.is_deleted()
     assert_close(inverse_hessian(state)[None], recursion(oracles.bfgs, S, Y)[-1:], 1e-9)
+
+
+def empty_leaves(state):
+    named = jax.tree_util.tree_leaves_with_path(state)
+    return [jax.tree_util.keystr(path) for path, leaf in named if leaf.size == 0]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_no_leaf_of_a_run_is_empty(name):
+    """Checkpoint libraries refuse empty arrays."""
+    run = functools.partial(minimize, lambda x: jnp.sum(x["a"] ** 2) + x["b"] ** 2, method=name)
+    state = jax.eval_shape(lambda x: run(x).state, {"a": jnp.ones((2, 3)), "b": jnp.ones(())})
+    assert empty_leaves(state) == []
+
+
+TRANSFORMATIONS = {
+    name: make
+    for name in jaxqn.__all__
+    if callable(make := getattr(jaxqn, name))
+    and make.__annotations__.get("return") is optax.GradientTransformationExtraArgs
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMATIONS)
+def test_no_leaf_of_a_transformation_is_empty(name):
+    needed = (dense(),) if name == "scale_by_quasi_newton" else ()
+    params = {"a": jnp.ones((2, 3)), "b": jnp.ones(())}
+    assert empty_leaves(jax.eval_shape(TRANSFORMATIONS[name](*needed).init, params)) == []
+
+
+def test_every_transformation_is_looked_at():
+    assert {"bfgs", "lsr1", "newton"} < TRANSFORMATIONS.keys()
+    assert {name for name in jaxqn.__all__ if name.startswith("scale_by")} < TRANSFORMATIONS.keys()
 
 
 # Batches and sizes

@@ -1,7 +1,11 @@
-"""A dense inverse Hessian: an n-by-n matrix, with the newest corrections in a panel beside it."""
+"""A dense inverse Hessian: an n-by-n matrix, with the newest corrections in a panel beside it.
+
+A product reads both. Writing corrections into the matrix is a pass over n² numbers, which only a
+full panel needs.
+"""
 
 import functools
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,22 +20,23 @@ __all__ = ["DenseState", "default_panel", "dense", "inverse_hessian"]
 
 
 class DenseState(NamedTuple):
-    """A dense H, with its newest corrections kept beside the matrix until they are folded in.
+    """A dense H: a matrix, and beside it a panel of corrections until they are folded in.
 
         H = identity_factor · I + matrix_factor · matrix + panel diag(weights) panelᵀ
 
     Attributes:
       matrix: shape ``(n, n)``; meaningless while its factor is 0.
       base: ``identity_factor`` and ``matrix_factor``, shape ``(2,)``.
-      panel: correction vectors in columns, shape ``(n, 2 k)``.
-      weights: their weights, shape ``(2 k,)``.
+      panel: correction vectors in columns, shape ``(n, 2 k)``; ``None`` for k = 0, where every
+        correction goes into the matrix at once.
+      weights: their weights, shape ``(2 k,)``; ``None`` likewise.
       counts: ``absorbed``, ``refused`` and ``used``, int32, shape ``(3,)``.
     """
 
     matrix: Array
     base: Array
-    panel: Array
-    weights: Array
+    panel: Array | None
+    weights: Array | None
     counts: Array
 
     @property
@@ -63,9 +68,9 @@ class DenseState(NamedTuple):
 def default_panel(n: int) -> int:
     """Pairs that wait in the panel by default: 0 for small n, 32 for large.
 
-    On a CPU a panel takes a quarter to a half off an iteration from n = 300 on; it also takes
-    longer to compile, by the time that one or two thousand iterations save. On an accelerator a
-    pass over the matrix is cheap up to larger n, and a branch is dear.
+    On a CPU a panel makes an iteration a quarter to a half faster from n = 300 on. The program also
+    compiles more slowly, by what one or two thousand iterations save. On an accelerator a pass over
+    the matrix is cheap up to larger n, and a branch is expensive.
     """
     return 32 if n >= (1000 if jax.default_backend() == "cpu" else 5000) else 0
 
@@ -76,19 +81,19 @@ def dense(
 ) -> QuasiNewton:
     """A dense inverse-Hessian approximation, corrected by ``rule``.
 
-    One product H g per iteration is the only pass over the matrix that an iteration needs: H y is
-    a difference of two such products, and the rank-two correction waits in a panel of 2 ``panel``
-    vectors, folded in once the panel is full. An iteration costs (1 + 2/panel) passes over n²
-    numbers, or 3 with ``panel=0``.
+    An iteration needs one product H g: H y is a difference of two such products. The rank-two
+    correction waits in a panel of 2 ``panel`` vectors, which is folded into the matrix once it is
+    full. An iteration costs (1 + 2/panel) passes over n² numbers, or 3 with ``panel=0``.
 
     Args:
-      rule: what to do with a pair; see :mod:`jaxqn.rules`.
+      rule: what to do with a pair; see :mod:`jaxqn.rules`. The default, ``osbfgs_rule``, is BFGS
+        with Oren and Spedicato's test for self-scaling.
       scale_init: multiply the initial H = I by this times sᵀy/yᵀy before the first update
-        (Nocedal & Wright, eq. 6.20); 0 leaves it I. SR1 wants less than 1: it refuses the pair
-        that fits exactly. An H0 given by the caller is never rescaled.
+        (Nocedal & Wright, eq. 6.20); 0 leaves it I. SR1 needs less than 1: with 1 it refuses the
+        first pair, whose s − H y is orthogonal to y. An H0 given by the caller is never rescaled.
       panel: pairs to defer; by default 32 for large n (on a CPU from 1000, on an accelerator from
-        5000) and 0 for small, which compiles sooner. For many runs of one shape on a CPU 32 pays
-        from n = 300 on.
+        5000) and 0 for small n, where the program compiles faster. For many runs of one shape on a
+        CPU 32 pays from n = 300 on.
 
     Returns:
       A :class:`QuasiNewton` over flat vectors. Memory: n² + 2 ``panel`` n numbers.
@@ -116,8 +121,8 @@ def dense(
         return DenseState(
             matrix=jnp.array(H0, dtype) if given else jnp.zeros((n, n), dtype),
             base=jnp.array([0, 1] if given else [1, 0], dtype),
-            panel=jnp.zeros((n, 2 * k), dtype),
-            weights=jnp.zeros((2 * k,), dtype),
+            panel=jnp.zeros((n, 2 * k), dtype) if k else None,
+            weights=jnp.zeros((2 * k,), dtype) if k else None,
             counts=jnp.zeros((3,), jnp.int32),
         )
 
@@ -154,24 +159,29 @@ def _product_from(state: DenseState, g: Array, Mg: Array) -> Array:
     """H g from the product of the matrix, M g."""
     shift, scale = state.base
     Hg = shift * g + scale * Mg
-    if state.weights.size:
-        Hg += dot(state.panel, state.weights * dot(g, state.panel))
+    if state.panel is not None:
+        panel, weights = _panel(state)
+        Hg += dot(panel, weights * dot(g, panel))
     return Hg
 
 
+def _panel(state: DenseState) -> tuple[Array, Array]:
+    """The panel and its weights, of a state that has them."""
+    return cast(Array, state.panel), cast(Array, state.weights)
+
+
 def _product_if_moved(state: DenseState, g: Array, Hg: Array, moved: Array) -> Array:
-    """H g where ``moved`` holds. Elsewhere it is Hg already."""
-    if not state.weights.size:
+    """H g where ``moved`` holds; elsewhere ``Hg``, which is H g already."""
+    if state.panel is None:
         return _apply(state, g)
-    # Unbatched this saves a pass over n² numbers on a refused trial; under vmap it is a select
-    # between two vectors. Only the pass waits for `moved`, so that a CPU reads the panel beside the
-    # matrix.
+    # Unbatched, the cond saves a pass over n² numbers on a refused trial; under vmap it is a select
+    # between two vectors. It holds only that pass: a CPU then reads the panel beside the matrix.
     Mg = jax.lax.cond(moved, lambda: dot(state.matrix, g), lambda: Hg)
     return jnp.where(moved, _product_from(state, g, Mg), Hg)
 
 
 def _first_factor(scale_init: float, state: DenseState, pair: Pair) -> Array:
-    """What the initial H = I is multiplied by before its first update (N&W, eq. 6.20)."""
+    """The factor of the initial H = I before its first update (N&W, eq. 6.20)."""
     one = jnp.ones_like(pair.sy)
     if not scale_init:
         return one
@@ -183,7 +193,7 @@ def _first_factor(scale_init: float, state: DenseState, pair: Pair) -> Array:
 def _absorb(
     rule: Rule, scale_init: float, state: DenseState, pair: Pair
 ) -> tuple[DenseState, Array, Correction, tuple[Array, Array]]:
-    """Correct H by a pair; also return the factor of H before, and the correction then."""
+    """Scale H by gamma, then correct it by a pair; also returns gamma, the correction, (p, q)."""
     gamma = _first_factor(scale_init, state, pair)
     pair = pair._replace(w=gamma * pair.w, yw=gamma * pair.yw, sBs=pair.sBs / gamma)
     c = rule(pair)
@@ -191,11 +201,11 @@ def _absorb(
     factor = gamma * c.scale
     state = state._replace(
         base=state.base * factor,
-        weights=state.weights * factor,
+        weights=jax.tree.map(lambda weights: weights * factor, state.weights),
         counts=state.counts + tally.astype(jnp.int32),
     )
     p, q = correction_vectors(pair.s, pair.w, c)
-    store = _defer if state.weights.size else _write
+    store = _write if state.panel is None else _defer
     return store(state, p, q, c), gamma, c, (p, q)
 
 
@@ -204,7 +214,7 @@ def _reset(state: DenseState, when: Array) -> DenseState:
     nothing_in_use = state.counts * jnp.array([0, 1, 0], state.counts.dtype)
     return state._replace(
         base=jnp.where(when, identity, state.base),
-        weights=jnp.where(when, jnp.zeros_like(state.weights), state.weights),
+        weights=jax.tree.map(lambda w: jnp.where(when, jnp.zeros_like(w), w), state.weights),
         counts=jnp.where(when, nothing_in_use, state.counts),
     )
 
@@ -212,8 +222,8 @@ def _reset(state: DenseState, when: Array) -> DenseState:
 def _step_curvature(ss: Array, sHg: Array, HgHg: Array, sg: Array) -> Array:
     """sᵀB s of a step s = −t H g, which is −t sᵀg; NaN for a step in any other direction.
 
-    A later transformation (clipping, masks, bounds, weight decay) may bend a step. Then B s = −t g
-    does not hold, and the angle between the step and H g shows it.
+    A later transformation (clipping, masks, bounds, weight decay) may change a step's direction.
+    Then B s = −t g does not hold, and the angle between the step and H g shows it.
     """
     t = -safe_divide(sHg, HgHg, HgHg > 0)
     bent = ss - t**2 * HgHg > 1e-4 * ss
@@ -221,7 +231,7 @@ def _step_curvature(ss: Array, sHg: Array, HgHg: Array, sg: Array) -> Array:
 
 
 def _write(state: DenseState, p: Array, q: Array, c: Correction) -> DenseState:
-    """Correct the matrix at once; a refused pair has zero weights, and needs no select."""
+    """Correct the matrix at once; a refused pair has zero weights, so that nothing is selected."""
     written = jnp.array([0, 1], state.base.dtype)
     shift, scale = jnp.where(c.accepted, state.base, written)
     correction = jnp.outer(c.alpha * p, p) + jnp.outer(c.beta * q, q)
@@ -232,39 +242,40 @@ def _write(state: DenseState, p: Array, q: Array, c: Correction) -> DenseState:
 
 
 def _defer(state: DenseState, p: Array, q: Array, c: Correction) -> DenseState:
-    """Put a correction into the panel; fold the panel into the matrix when it is full."""
-    pair, weights, accepted = jnp.stack([p, q], 1), jnp.stack([c.alpha, c.beta]), c.accepted
+    """Put a correction into the panel, and fold the panel into the matrix once it is full."""
+    panel, weights = _panel(state)
+    pair, new_weights, accepted = jnp.stack([p, q], 1), jnp.stack([c.alpha, c.beta]), c.accepted
     at = state.used
-    zero = jnp.zeros_like(at)
-    held = jax.lax.dynamic_slice(state.panel, (zero, at), pair.shape)
-    pair = jnp.where(accepted, pair, held)
+    corner = jnp.zeros_like(at), at
+    pair = jnp.where(accepted, pair, jax.lax.dynamic_slice(panel, corner, pair.shape))
     used = 2 * accepted.astype(jnp.int32) * jnp.array([0, 0, 1], jnp.int32)
     state = state._replace(
-        panel=jax.lax.dynamic_update_slice(state.panel, pair, (zero, at)),
-        weights=jax.lax.dynamic_update_slice(state.weights, weights, (at,)),
+        panel=jax.lax.dynamic_update_slice(panel, pair, corner),
+        weights=jax.lax.dynamic_update_slice(weights, new_weights, (at,)),
         counts=state.counts + used,
     )
-    # A loop of at most one trip, not a cond: it updates the matrix in place, and under vmap it
-    # runs only when some lane's panel is full.
-    return jax.lax.while_loop(lambda s: s.used == s.weights.shape[0], _fold, state)
+    # A loop of at most one trip, not a cond: XLA then updates the matrix in place, and under vmap
+    # the body runs only when some lane's panel is full.
+    return jax.lax.while_loop(lambda s: s.used == weights.shape[0], _fold, state)
 
 
 def _fold(state: DenseState) -> DenseState:
     """Write the panel into the matrix."""
     shift, scale = state.base
-    correction = dot(state.weights[None] * state.panel, state.panel.T)
+    panel, weights = _panel(state)
+    correction = dot(weights[None] * panel, panel.T)
     return state._replace(
         matrix=scale * state.matrix + (correction + shift * _identity(state)),
         base=jnp.array([0, 1], state.base.dtype),
-        weights=jnp.zeros_like(state.weights),
+        weights=jnp.zeros_like(weights),
         counts=state.counts * jnp.array([1, 1, 0], jnp.int32),
     )
 
 
 def with_inverse(state: DenseState, inverse: Array, usable: Array, corrected: Array) -> DenseState:
-    """The state with H = ``inverse`` where that is ``usable``, else H = I, and an empty panel.
+    """The state, which has no panel, with H = ``inverse`` where that is ``usable``, else H = I.
 
-    It counts as a pair refused where it had to be ``corrected``, else as one absorbed.
+    An inverse that had to be ``corrected`` counts as a pair refused, any other as one absorbed.
     """
     tally = jnp.stack([~corrected, corrected, jnp.zeros((), bool)])
     return state._replace(
@@ -276,11 +287,11 @@ def with_inverse(state: DenseState, inverse: Array, usable: Array, corrected: Ar
 
 def inverse_hessian(state: DenseState) -> Array:
     """The matrix H of a dense state, symmetric, shape ``(..., n, n)``, for any batch axes."""
-    low_rank = jnp.einsum(
-        "...k,...ik,...jk->...ij", state.weights, state.panel, state.panel, precision=HIGHEST
-    )
     shift, scale = state.identity_factor[..., None, None], state.matrix_factor[..., None, None]
-    H = shift * _identity(state) + scale * state.matrix + low_rank
+    H = shift * _identity(state) + scale * state.matrix
+    if state.panel is not None:
+        panel, weights = _panel(state)
+        H += jnp.einsum("...k,...ik,...jk->...ij", weights, panel, panel, precision=HIGHEST)
     return 0.5 * (H + jnp.swapaxes(H, -1, -2))
 
 
