@@ -74,7 +74,7 @@ def lanczos(
         return _assessed(plan, tol, jax.lax.while_loop(goes_on, add, state.basis))
 
     state = jax.lax.while_loop(lambda s: ~s.done, advance, _initial(plan, like, start))
-    vectors = stacks.basis_combine(state.wanted, state.basis.V)
+    vectors = stacks.combine(state.wanted, state.basis.V)
     vectors = _scaled(1 / _norms(vectors), vectors)
     vectors = jax.tree.map(lambda v, leaf: v.astype(leaf.dtype), vectors, like)
     return state.values, vectors, state.residuals, state.basis.products, state.basis.scale
@@ -119,7 +119,9 @@ def _direction(plan: Plan, basis: Basis, state: Round, base: Array, key: Array) 
     used = jnp.arange(plan.m, dtype=jnp.int32) < i
 
     def less(v: ArrayTree, c: Array) -> ArrayTree:
-        return jax.tree.map(operator.sub, v, stacks.basis_combine(jnp.where(used, c, 0), V))
+        # One row of coefficients is a matrix product: m terms take longer to compile.
+        mixed = stacks.combine(jnp.where(used, c, 0)[None], V)
+        return jax.tree.map(lambda a, rows: a - rows[0], v, mixed)
 
     nth, given = i - base, basis.products < plan.given
     named = state.sources[jnp.minimum(nth, plan.given - 1)]
@@ -130,13 +132,13 @@ def _direction(plan: Plan, basis: Basis, state: Round, base: Array, key: Array) 
     # A condition, so that an unbatched run draws only what it needs.
     v = jax.lax.cond(lost, lambda: _normal(jax.random.fold_in(key, basis.products), v), lambda: v)
     v = _unit(v)
-    return _unit(less(v, stacks.basis_dots(V, v)))
+    return _unit(less(v, stacks.dots(V, v)))
 
 
 def _expanded(plan: Plan, product: Any, basis: Basis, v: ArrayTree) -> Basis:
     """One more row and its product: the only product of the program."""
     i, Av = basis.rows, product(v)
-    h = jnp.where(jnp.arange(plan.m, dtype=jnp.int32) < i, stacks.basis_dots(basis.V, Av), 0)
+    h = jnp.where(jnp.arange(plan.m, dtype=jnp.int32) < i, stacks.dots(basis.V, Av), 0)
     h = h.at[i].set(vectors.vdot(v, Av))
     # A row that depends on h is written after V has been read for h: in place, not into a copy.
     v = where(jnp.all(jnp.isfinite(h)), v, jax.tree.map(jnp.zeros_like, v))
@@ -155,12 +157,12 @@ def _assessed(plan: Plan, tol: Array, basis: Basis) -> Round:
     k, finite = plan.k, jnp.all(jnp.isfinite(basis.T))
     theta, Y = _ritz(plan, jnp.where(finite, basis.T, 0), basis.rows)
     spent = (basis.products >= plan.budget) | (basis.rows == plan.n)
-    V = _with_head(basis.V, stacks.basis_combine(Y, basis.V))
+    V = _with_head(basis.V, stacks.combine(Y, basis.V))
     # V is always finite; to ask makes one rotation wait for the other and reuse its memory.
     Y = jnp.where(jnp.isfinite(_norm(stacks.row(V, 0))), Y, 0)
     basis = basis._replace(
         V=V,
-        AV=_with_head(basis.AV, stacks.basis_combine(Y, basis.AV)),
+        AV=_with_head(basis.AV, stacks.combine(Y, basis.AV)),
         T=jnp.zeros_like(basis.T).at[: plan.kept, : plan.kept].set(jnp.diag(theta)),
         rows=jnp.minimum(basis.rows, plan.kept),
         scale=jnp.maximum(basis.scale, jnp.max(jnp.abs(theta))),
@@ -177,9 +179,7 @@ def _assessed(plan: Plan, tol: Array, basis: Basis) -> Round:
         G = jnp.where(finite, stacks.gram(AV, AV)[: plan.kept, : plan.kept], 0)
         values, wanted = _shrunk_most(k, theta, G, basis.rows)
         wanted = jnp.pad(wanted, ((0, 0), (0, plan.m - plan.kept)))
-        residuals = _residuals(
-            values, stacks.basis_combine(wanted, V), stacks.basis_combine(wanted, AV)
-        )
+        residuals = _residuals(values, stacks.combine(wanted, V), stacks.combine(wanted, AV))
     return Round(
         basis=basis,
         sources=sources,
@@ -251,7 +251,7 @@ def _orthonormal(start: ArrayTree, like: ArrayTree) -> ArrayTree:
     squares, Q = jnp.linalg.eigh(stacks.gram(rows, rows))
     independent = squares > 100 * len(squares) * jnp.finfo(squares.dtype).eps
     scale = jax.lax.rsqrt(jnp.where(independent, squares, 1)) * independent.astype(squares.dtype)
-    return stacks.basis_combine(Q.T * scale[:, None], rows)
+    return stacks.combine(Q.T * scale[:, None], rows)
 
 
 def _norm(v: ArrayTree) -> Array:

@@ -14,13 +14,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxqn._typing import Array, ArrayTree
-from jaxqn.linalg.numerics import HIGHEST, widest
+from jaxqn.linalg.numerics import HIGHEST
 from jaxqn.linalg.packing import pooled
 from jaxqn.linalg.vectors import branching_pays, contract, tree_dtype
 
 __all__ = [
-    "basis_combine",
-    "basis_dots",
     "combine",
     "dots",
     "empty_stack",
@@ -61,8 +59,12 @@ def empty_stack(rows: int, like: ArrayTree, dtype: Any = None) -> ArrayTree:
     return jax.tree.map(of_leaf, like)
 
 
-def dots(stack: ArrayTree, vector: ArrayTree, dtype: Any) -> Array:
-    """Inner products of every row with a vector, shape ``(k,)``: one pass over the stack."""
+def dots(stack: ArrayTree, vector: ArrayTree, dtype: Any = None) -> Array:
+    """Inner products of every row with a vector, shape ``(k,)``: one pass over the stack.
+
+    They are added up over leaves in ``dtype``, by default that of inner products of rows.
+    """
+    dtype = tree_dtype(stack) if dtype is None else dtype
     stacks, vectors = pooled(stack, 1), pooled(vector)
     few = len(vectors) <= MATMUL_LEAVES
 
@@ -79,15 +81,19 @@ def dots(stack: ArrayTree, vector: ArrayTree, dtype: Any) -> Array:
     return functools.reduce(operator.add, map(of_leaf, stacks, vectors))
 
 
-def combine(c: Array, stack: ArrayTree, like: ArrayTree) -> ArrayTree:
-    """The combination of the rows with coefficients ``c``, in float32 or wider."""
-    scalars = jnp.unstack(c)
+def combine(coefficients: Array, stack: ArrayTree, like: ArrayTree | None = None) -> ArrayTree:
+    """Linear combinations of the rows: coefficients ``(k,)`` give a vector, ``(j, k)`` a stack.
+
+    The result is in float32 or wider, and as wide as the vector ``like``, if there is one.
+    """
+    c, into_vector = coefficients, coefficients.ndim == 1
+    scalars = jnp.unstack(c) if into_vector else []
 
     def of_leaf(rows: Array, v: Array) -> Array:
         wide = tree_dtype((rows, v))
         narrow = rows.dtype != wide
-        if not narrow and c.size > MATMUL_ROWS:
-            return jnp.tensordot(c.astype(wide), rows, axes=1, precision=HIGHEST)
+        if not into_vector or (not narrow and c.size > MATMUL_ROWS):
+            return jnp.tensordot(c.astype(wide), rows.astype(wide), axes=1, precision=HIGHEST)
         # Term by term, so that the compiler makes one pass of this and all that is done with it;
         # narrow rows a few at a time, and not before the inner products that they share.
         step = ROWS_PER_PASS if narrow else c.size
@@ -102,7 +108,7 @@ def combine(c: Array, stack: ArrayTree, like: ArrayTree) -> ArrayTree:
             sums = [functools.reduce(operator.add, sums + terms)]
         return sums[0]
 
-    return jax.tree.map(of_leaf, stack, like)
+    return jax.tree.map(of_leaf, stack, stack if like is None else like)
 
 
 @jax.custom_batching.custom_vmap
@@ -181,24 +187,6 @@ def put(stack: ArrayTree, i: Array | int, vector: ArrayTree) -> ArrayTree:
     )
 
 
-def basis_dots(stack: ArrayTree, vector: ArrayTree) -> Array:
-    """Inner products of every row with a vector, shape ``(k,)``: one pass over the stack."""
-    return contract(stack, vector, 1, 0)
-
-
 def gram(a: ArrayTree, b: ArrayTree) -> Array:
     """Inner products of every row of ``a`` with every row of ``b``, shape ``(ka, kb)``."""
     return contract(a, b, 1, 1)
-
-
-def basis_combine(coefficients: Array, stack: ArrayTree) -> ArrayTree:
-    """Linear combinations of the rows: coefficients ``(k,)`` give a vector, ``(j, k)`` a stack."""
-
-    def of_leaf(leaf: Array) -> Array:
-        wide = widest(leaf.dtype)
-        mixed = jnp.tensordot(
-            coefficients.astype(wide), leaf.astype(wide), axes=1, precision=HIGHEST
-        )
-        return mixed.astype(leaf.dtype)
-
-    return jax.tree.map(of_leaf, stack)

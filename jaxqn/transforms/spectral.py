@@ -206,8 +206,8 @@ def _correct(
 
     due = state.count % options.every == 0
     state = jax.lax.cond(due, renew, lambda state: state, state)
-    shares = state.weights * stacks.basis_dots(state.vectors, updates)
-    change = stacks.basis_combine(shares, state.vectors)
+    shares = state.weights * stacks.dots(state.vectors, updates)
+    change = stacks.combine(shares, state.vectors)
     corrected = jax.tree.map(lambda u, c: u + c.astype(jnp.result_type(u)), updates, change)
     return corrected, state._replace(count=state.count + 1)
 
