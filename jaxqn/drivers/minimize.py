@@ -59,18 +59,19 @@ def minimize(
     Args:
       fun: objective ``fun(x, *args) -> scalar``, or ``(scalar, aux)`` with ``has_aux``. Keep it one
         function object and pass data through ``args``: a new lambda per call compiles anew.
-      x0: first point, a pytree of real floating arrays of one dtype, in units in which the squares
-        of its changes are in range: in float32, nothing happens below 1e-15 and above 1e18.
+      x0: first point, a pytree of real floating arrays of one dtype. The driver forms inner
+        products of steps in that dtype: in float32 keep steps within 1e-15 to 1e18, or pass
+        ``x_scale``.
       args: further arguments of ``fun``, pytrees of arrays.
-      method: a name ("osbfgs", "ssbfgs", "ssbroyden", "bfgs", "broyden", "dfp", "sr1", "lbfgs",
-        "newton") or a :class:`jaxqn.QuasiNewton`.
+      method: a name or a :class:`jaxqn.QuasiNewton`. The default is "osbfgs": BFGS with Oren and
+        Spedicato's test for self-scaling. The others are "ssbfgs", "ssbroyden", "bfgs", "broyden",
+        "dfp", "sr1", "lbfgs" and "newton".
       linesearch: a :class:`jaxqn.LineSearch`; by default :func:`jaxqn.wolfe`.
-      gtol: stop when the largest entry of the gradient is at most this. By default it is the
-        fraction 1e-10 (float64) or eps (float32: 1.2e-7) of its value at ``x0``, whatever the scale
-        of ``fun``. As that is loose where the first gradient is enormous, the model has to promise
-        little as well: ½ gᵀH g ≤ 10 eps |fun|, or ‖H g‖ ≤ r ‖x‖ with r = max(1e-10, 100 eps), after
-        a step by about the root of that. Where no progress is to be seen any more, a gradient of r
-        times the first will do.
+      gtol: stop when the largest entry of the gradient is at most this. The default does not
+        depend on the scale of ``fun``. It asks for two things, with r = max(1e-10, 100 eps). First,
+        the largest entry of the gradient is at most a fraction of its value at ``x0``: 1e-10 in
+        float64, eps in float32 (1.2e-7), or r after steps without progress. Second, the model
+        promises little: ½ gᵀH g ≤ 10 eps |fun|, or ‖H g‖ ≤ r ‖x‖ after a step of at most √r ‖x‖.
       ftol: stop when an iteration decreases the objective by at most this fraction; 0 is off.
       xtol: stop when a step is at most this fraction of x long; 0 is off.
       maxiter: iterations allowed in all; by default max(1000, 200 n).
@@ -79,11 +80,11 @@ def minimize(
       hess_inv0: initial inverse Hessian over ravelled parameters, positive definite: a symmetric
         matrix of shape ``(n, n)``, or a diagonal of shape ``(n,)``. For a limited-memory method,
         a diagonal as a pytree like ``x0``.
-      x_scale: size of the parameters, a pytree like ``x0`` of positive entries or one number: the
-        run is one over z = x / x_scale, every entry of it taken to the next power of two; ``gtol``
-        and all results are as ever. By default 1, unless the sizes in ``x0`` spread over decades
-        (log10|x0| by a deviation above 1, over up to 256 entries, without ``hess_inv0``): then
-        |x0|, and 1 where that is 0.
+      x_scale: sizes of the parameters, a pytree like ``x0`` of positive entries or one number. The
+        driver minimises over z = x / x_scale, with every size rounded to a power of two; ``gtol``
+        and all results stay in the units of x. By default 1, unless the parameters in ``x0`` spread
+        over decades (log10|x0| has a standard deviation above 1, of at most 256 entries, and there
+        is no ``hess_inv0``): then |x0|, and 1 where that is 0.
       state: ``result.state`` of an earlier call, to continue exactly where it stopped; ``x0`` then
         only gives the structure. Counters and budgets go on from there. ``args`` must be the same:
         for new data start anew from ``result.x``, with ``hess_inv0=result.hess_inv`` if you like.

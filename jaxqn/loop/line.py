@@ -31,7 +31,7 @@ from jaxqn.loop.protocol import (
     Slopes,
 )
 from jaxqn.loop.state import LoopState, Measures, Point
-from jaxqn.loop.termination import is_small, promises_little, within_gtol
+from jaxqn.loop.termination import at_noise_level, promises_little, within_gtol
 from jaxqn.loop.units import gradient_from_scaled
 
 __all__ = ["line"]
@@ -196,17 +196,17 @@ def _assess_model(
 ) -> tuple[Measures, Prospects]:
     """What the model says: a small gradient is at a minimum where the model promises little."""
     near = within_gtol(run.tol, now.g_norm, now.g0_norm, now.jac_norm)
-    at_noise_level = is_small(run.tol, now.g_norm, now.g0_norm)
+    small = at_noise_level(run.tol, now.g_norm, now.g0_norm)
     gHg = run.compute_if(judged.moved, lambda: squares()[0], run.now.gHg)
     sizes = run.compute_if(
-        at_noise_level | run.first,
+        small | run.first,
         lambda: jnp.stack(squares()[2:]),
         jnp.zeros((3,), gHg.dtype),
     )
     xx_first = jnp.where(run.first, sizes[2], run.now.xx_first)
     decrease = state.point.f - new.f
     little = promises_little(new.f, decrease, 0.5 * now.g_scale * gHg, sizes, xx_first)
-    prospects = Prospects(decrease, near, judged.moved & at_noise_level & little)
+    prospects = Prospects(decrease, near, judged.moved & small & little)
     return now._replace(gHg=gHg, xx_first=xx_first), prospects
 
 

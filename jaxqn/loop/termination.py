@@ -1,4 +1,9 @@
-"""When to stop, and what to call it."""
+"""When a run ends, and with which status.
+
+A run ends by default where the gradient is small beside the first one and the model promises no
+decrease that rounding would show. Every test compares quantities of the run with one another, so
+that multiplying f by a constant changes no decision.
+"""
 
 import enum
 from typing import Any, NamedTuple
@@ -10,15 +15,16 @@ import numpy as np
 from jaxqn._typing import Array, ArrayTree
 from jaxqn.linalg import eps, vectors
 from jaxqn.linesearch import rounding_noise
+from jaxqn.loop.state import Tally
 
 __all__ = [
     "MESSAGES",
     "Status",
     "Tolerances",
     "assess",
+    "at_noise_level",
     "default_rtol",
     "is_short",
-    "is_small",
     "promises_little",
     "stall_rtol",
     "succeeded",
@@ -73,9 +79,9 @@ class Tolerances(NamedTuple):
 
     Attributes:
       gtol: bound on the largest entry of the gradient.
-      grtol: the same, as a fraction of its value at the first point, where the model promises
-        little as well.
-      stall_rtol: the same, where rounding hides the rest.
+      grtol: the same as a fraction of its value at the first point; counts where the model promises
+        little.
+      stall_rtol: the fraction of the first gradient that rounding may leave.
       ftol: bound on the relative decrease of one iteration; 0 is off.
       xtol: bound on the relative length of one step; 0 is off.
       maxiter: iterations allowed in all, int32.
@@ -92,7 +98,7 @@ class Tolerances(NamedTuple):
 
 
 def default_rtol(dtype: jax.typing.DTypeLike) -> float:
-    """Fraction of the first gradient that counts as converged: 1e-10, or eps where that is more.
+    """max(1e-10, eps), the fraction of the first gradient that counts as converged.
 
     1e-10 in float64 and 1.2e-7 in float32.
     """
@@ -100,7 +106,7 @@ def default_rtol(dtype: jax.typing.DTypeLike) -> float:
 
 
 def stall_rtol(dtype: jax.typing.DTypeLike) -> float:
-    """Fraction of the first gradient that rounding may leave: 1e-10, or 100 eps where that is more.
+    """max(1e-10, 100 eps), the fraction of the first gradient that rounding may leave.
 
     1e-10 in float64 and 1.2e-5 in float32.
     """
@@ -108,16 +114,15 @@ def stall_rtol(dtype: jax.typing.DTypeLike) -> float:
 
 
 FLAT_LIMIT = 10
-"""Steps in a row without progress after which a run counts as stalled: none of them decreased the
-objective by more than its last digit, or reached a gradient much smaller than any before."""
+"""Steps in a row without progress after which a run ends. A step makes progress if it decreases the
+objective by more than its last digit, or reaches a gradient below 0.9 times any before."""
 
 FLAT_LIMIT_AT_MINIMUM = 2
-"""The same for a run that counts as converged then: its gradient is what rounding may leave of the
-first, and its model promises little."""
+"""The same where the gradient is at noise level and the model promises little."""
 
 
 def is_short(s: ArrayTree, x: ArrayTree, xtol: Array) -> Array:
-    """Whether ‖s‖ ≤ xtol ‖x‖; not where squares are out of range, and nothing can be said."""
+    """Whether ‖s‖ ≤ xtol ‖x‖; false where squares leave the range of the dtype."""
     ss, xx = vectors.products((s, s), (x, x))
     limit = xtol**2 * xx
     return (ss <= limit) & (limit > jnp.finfo(limit.dtype).tiny) & jnp.isfinite(limit)
@@ -128,29 +133,31 @@ def within_gtol(tol: Tolerances, g_norm: Array, g0_norm: Array, jac_norm: Array)
     return (jac_norm <= tol.gtol) | (g_norm <= tol.grtol * g0_norm)
 
 
-def is_small(tol: Tolerances, g_norm: Array, g0_norm: Array) -> Array:
+def at_noise_level(tol: Tolerances, g_norm: Array, g0_norm: Array) -> Array:
     """Whether the gradient is as small beside the first as rounding may leave it."""
     return g_norm <= tol.stall_rtol * g0_norm
 
 
-def promises_little(f: Array, decrease: Array, promised: Array, sizes: Array, xx0: Array) -> Array:
-    """Whether the model promises last digits of f, or of x, after a step that fits.
+def promises_little(
+    f: Array, decrease: Array, promised: Array, sizes: Array, xx_first: Array
+) -> Array:
+    """Whether the predicted decrease is at rounding level in f, or the predicted step in x.
 
         ½ gᵀH g ≤ 10 eps |f|  and  decrease ≤ √eps |f|,    or    ‖H g‖ ≤ r ‖x‖  and  ‖s‖ ≤ √r ‖x‖
 
-    with r = :func:`stall_rtol`. A promise √eps times as large is believed after any step.
+    with r = :func:`stall_rtol`. After any step, a promise of √eps 10 eps |f| is little.
 
     Args:
       f: value at the current point.
       decrease: by how much the last step decreased it.
       promised: what a step to the minimum of the model would decrease it by, ½ gᵀH g.
       sizes: squares of the lengths of that step, of the last one and of x, shape ``(3,)``.
-      xx0: that of the first point, which counts where x has become smaller.
+      xx_first: xᵀx of the first point, which counts where x has become smaller.
     """
     r, root = stall_rtol(sizes.dtype), eps(f.dtype) ** 0.5
     fits = decrease <= root * jnp.abs(f)
     of_f = promised <= rounding_noise(f) * jnp.where(fits, 1, root)
-    xx = jnp.maximum(sizes[2], xx0)
+    xx = jnp.maximum(sizes[2], xx_first)
     of_x = jnp.all(sizes[:2] <= jnp.array([r**2, r], xx.dtype) * xx)
     return of_f | of_x
 
@@ -170,14 +177,14 @@ def assess(
 ) -> Array:
     """The status after a trip, int32; the first of the tests below that holds wins.
 
-    Of a state that is taken up again, nothing is known of the last trip but sizes and counts.
+    Of a state that is taken up again, the loop knows sizes and counts, and not the last trip.
 
     Args:
       tol: tolerances and budgets.
-      counts: those of :class:`jaxqn.loop.LoopState`, int32.
-      g_norm: largest entry of the current gradient, in the run's units of x.
+      counts: :class:`jaxqn.loop.Tally` as an array, int32.
+      g_norm: largest entry of the current gradient by z.
       g0_norm: the same at the first point.
-      jac_norm: largest entry of the current gradient, outside of them.
+      jac_norm: largest entry of the current gradient by x.
       finite: whether the current value and gradient are finite.
       within_ftol: whether the last step decreased the objective by no more than ``tol.ftol``.
       within_xtol: whether the last step was no longer than ``tol.xtol``.
@@ -185,10 +192,10 @@ def assess(
       stalled: whether a search failed because rounding hides the decrease, or within the tolerance
         on the gradient.
     """
-    nit, nfev, flat, little = counts
-    small, near = is_small(tol, g_norm, g0_norm), within_gtol(tol, g_norm, g0_norm, jac_norm)
+    nit, nfev, flat, little = Tally(*counts)
+    small, near = at_noise_level(tol, g_norm, g0_norm), within_gtol(tol, g_norm, g0_norm, jac_norm)
     stalled |= flat >= jnp.where(small & (little > 0), FLAT_LIMIT_AT_MINIMUM, FLAT_LIMIT)
-    # A gradient that is small beside the first is believed where nothing more is to be had.
+    # Being small beside the first gradient suffices only where the model promises little.
     converged = (jac_norm <= tol.gtol) | (near & (little > 0)) | (small & stalled)
     tests = [
         (~finite, Status.NON_FINITE),
