@@ -26,7 +26,11 @@ RootCorrection = Literal["exact", "rank_one"]
 
 
 class KroneckerFactors(NamedTuple):
-    """Both sides of a matrix; ``None`` for one that is too long, or of a parameter that is none."""
+    """Both sides of a matrix; ``None`` for a side without a factor.
+
+    A side longer than ``max_side`` has no factor, nor has a vector, a scalar, or a matrix of one
+    row or column.
+    """
 
     left: Side | None
     right: Side | None
@@ -39,13 +43,15 @@ class ScaleByKroneckerState(NamedTuple):
       count: finite gradients seen, int32.
       mu: running mean of the gradients, like the parameters.
       nu: running mean of their squares, like the parameters.
-      factors: :class:`KroneckerFactors` in place of every parameter.
+      factors: :class:`KroneckerFactors` of every parameter, in the order of the leaves. The factors
+        stand outside the tree of the parameters: libraries attach the sharding of a parameter to
+        every array in the parameter's place.
     """
 
     count: Array  # type: ignore[assignment]
     mu: ArrayTree
     nu: ArrayTree
-    factors: ArrayTree
+    factors: tuple[KroneckerFactors, ...]
 
 
 class KroneckerOptions(NamedTuple):
@@ -156,7 +162,7 @@ def scale_by_kronecker(
             count=jnp.zeros((), jnp.int32),
             mu=jax.tree.map(zeros, params),
             nu=jax.tree.map(zeros, params),
-            factors=jax.tree.map(lambda leaf: _no_factors(zeros(leaf), options), params),
+            factors=tuple(_no_factors(zeros(leaf), options) for leaf in jax.tree.leaves(params)),
         )
 
     def update(
@@ -193,24 +199,22 @@ def _whiten(
     updates: optax.Updates, state: ScaleByKroneckerState, *, options: KroneckerOptions
 ) -> tuple[optax.Updates, ScaleByKroneckerState]:
     """Running means leaf by leaf, and the direction of each."""
-    leaves, structure = jax.tree.flatten(updates)
     finite = all_entries(jnp.isfinite, updates)
     count = state.count + finite.astype(jnp.int32)
+    old_means, old_squares = jax.tree.leaves(state.mu), jax.tree.leaves(state.nu)
+    old_factors = _restored(state.factors, old_means, options)
+    leaves = zip(jax.tree.leaves(updates), old_means, old_squares, old_factors, strict=True)
     directions, means, squares, factors = [], [], [], []
-    columns = (
-        jax.tree.leaves(part, is_leaf=lambda node: isinstance(node, KroneckerFactors))
-        for part in (state.mu, state.nu, state.factors)
-    )
-    for place, (update, mu, nu, sides) in enumerate(zip(leaves, *columns, strict=True)):
-        # A gradient that is not finite counts as none: weights of 1 and 0 leave all as it was.
+    for place, (update, mu, nu, sides) in enumerate(leaves):
+        # A gradient that is not finite has weight 0 in the means, and the means have weight 1.
         g = jnp.where(finite, update.astype(mu.dtype), 0)
         mu = _mixed(mu, g, options.b1, finite)
         nu = _mixed(nu, g * g, options.b2, finite)
         mean, square = unbiased(mu, options.b1, count), unbiased(nu, options.b2, count)
-        if sides == (None, None):
+        if sides.left is None and sides.right is None:
             direction = mean / (jnp.sqrt(square) + options.eps)
         else:
-            # In units of the gradient's own size, lest squares of squares leave the range.
+            # In units of the gradient's own size, so that squares of squares stay in range.
             size = jnp.sqrt(jnp.mean(square))
             unit = safe_divide(g, size, size > 0)
             nesterov = options.b1 * mean + (1 - options.b1) * g
@@ -223,8 +227,26 @@ def _whiten(
         means.append(mu)
         squares.append(nu)
         factors.append(sides)
-    parts = (jax.tree.unflatten(structure, part) for part in (means, squares, factors))
-    return jax.tree.unflatten(structure, directions), ScaleByKroneckerState(count, *parts)
+    return _like(updates, directions), ScaleByKroneckerState(
+        count, _like(state.mu, means), _like(state.nu, squares), _like(state.factors, factors)
+    )
+
+
+def _restored(
+    factors: ArrayTree, means: list[Array], options: KroneckerOptions
+) -> list[KroneckerFactors]:
+    """The factors of the parameters with these means, from whatever containers they come in.
+
+    A library that holds a state may replace its tuples, its named tuples and its ``None``. The
+    shapes say which sides have factors, and only the order of the arrays is read from the state.
+    """
+    like = jax.eval_shape(lambda: [_no_factors(mean, options) for mean in means])
+    return _like(like, factors)
+
+
+def _like(example: ArrayTree, tree: ArrayTree) -> ArrayTree:
+    """The leaves of ``tree`` in the containers of ``example``."""
+    return jax.tree.unflatten(jax.tree.structure(example), jax.tree.leaves(tree))
 
 
 def _mixed(old: Array, new: Array, decay: float, finite: Array) -> Array:
