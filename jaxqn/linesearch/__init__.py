@@ -6,7 +6,12 @@ may run it in any loop: one trip of :func:`jaxqn.minimize`, or inside an optax u
 
 from jaxqn.linesearch.backtracking import backtracking
 from jaxqn.linesearch.conditions import agreement, rounding_noise
-from jaxqn.linesearch.first_trial import expected_decrease, parabola_step, stopped_short
+from jaxqn.linesearch.first_trial import (
+    expected_decrease,
+    parabola_step,
+    stopped_short,
+    trial_along_gradient,
+)
 from jaxqn.linesearch.protocol import LineSearch, check_linesearch
 from jaxqn.linesearch.wolfe import wolfe
 
@@ -19,5 +24,6 @@ __all__ = [
     "parabola_step",
     "rounding_noise",
     "stopped_short",
+    "trial_along_gradient",
     "wolfe",
 ]

@@ -1,4 +1,4 @@
-"""Where a search begins: the first step length that it tries."""
+"""The first step length that a search tries."""
 
 import jax.numpy as jnp
 
@@ -10,10 +10,11 @@ __all__ = [
     "expected_decrease",
     "parabola_step",
     "stopped_short",
+    "trial_along_gradient",
 ]
 
 REPEATED_DECREASE = 1.01
-"""The part of the last decrease to expect again. It exceeds 1: the first trial can then be 1 once a
+"""The part of the last decrease to expect again. A factor above 1 lets the first trial be 1 once a
 method converges superlinearly (Nocedal & Wright, 2006, after eq. 3.60)."""
 
 LARGEST_PROMISE = 10.0
@@ -26,14 +27,35 @@ def parabola_step(decrease: Array, slope: Array) -> Array:
 
         min(1, 2 decrease/|slope|)
 
-    A search along −g, in units of length, begins with the decrease |f|: whatever the scale of f,
-    that is where a parabola bottoms out at 0; any other with :func:`expected_decrease`.
+    A search along a quasi-Newton direction takes the decrease from :func:`expected_decrease`; a
+    search along −g begins with :func:`trial_along_gradient`.
 
     References:
       Nocedal & Wright, 2006, eq. 3.60.
     """
     alpha = 2 * decrease / jnp.abs(slope)
     return jnp.where(alpha > 0, jnp.minimum(alpha, 1), jnp.ones_like(alpha))
+
+
+def trial_along_gradient(decrease: Array, slope: Array, length: Array) -> Array:
+    """The first trial along −g, or along a multiple d of −g: a step of length 1 at most.
+
+        min(1/‖d‖, 2 |f|/|φ'(0)|),   φ'(0) = slope · ‖d‖
+
+    The decrease is |f|: a parabola with that decrease has its minimum at 0 for f > 0, and the trial
+    follows the scale of f. ``decrease`` and ``slope`` may both be divided by one positive number.
+
+    Args:
+      decrease: |f| at the start.
+      slope: the slope of f per unit of length along d.
+      length: ‖d‖.
+
+    Example:
+      >>> f, length = jnp.float32(2.0), jnp.float32(5.0)  # d = −g
+      >>> round(float(trial_along_gradient(f, length, length)), 6)  # 2 |f|/‖g‖² < 1/‖g‖
+      0.16
+    """
+    return parabola_step(decrease, slope) / length
 
 
 def expected_decrease(f: Array, decrease: Array, short: Array) -> Array:
@@ -49,8 +71,8 @@ def expected_decrease(f: Array, decrease: Array, short: Array) -> Array:
 
 
 def stopped_short(alpha: Array, dphi0: Array, dphi: Array) -> Array:
-    """Whether a step is shorter than 1, and so is the way to the minimiser by the slopes.
+    """Whether a step is shorter than 1, and the minimiser is nearer than 1 by the slopes.
 
-    That way is alpha dphi0/(dphi0 − dphi), for dphi0 < 0.
+    The slopes put the minimiser at alpha dphi0/(dphi0 − dphi), for dphi0 < 0.
     """
     return (alpha < 1) & (alpha * dphi0 > dphi0 - dphi)

@@ -15,6 +15,7 @@ from jaxqn.linesearch import (
     expected_decrease,
     parabola_step,
     stopped_short,
+    trial_along_gradient,
     wolfe,
 )
 from jaxqn.transforms.common import (
@@ -241,10 +242,11 @@ def _search(
 
 
 def _first_trial(phi0: Array, dphi0: Array, direction: optax.Updates) -> Array:
-    """The driver's first step along −g, along any direction d: min(1/‖d‖, 2 |phi0/dphi0|)."""
+    """The driver's first trial along −g, for a direction d of any length."""
     dd = optax.tree.vdot(direction, direction)
     length = jnp.sqrt(jnp.where(dd > 0, dd, jnp.ones_like(dd)))
-    return parabola_step(jnp.abs(phi0) * (dd / jnp.abs(dphi0)), length) / length
+    # |phi0| and the slope per length, |dphi0|/‖d‖, both divided by |dphi0|/‖d‖².
+    return trial_along_gradient(jnp.abs(phi0) * (dd / jnp.abs(dphi0)), length, length)
 
 
 def _like(example: ArrayTree, tree: ArrayTree) -> ArrayTree:
