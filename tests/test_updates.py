@@ -164,7 +164,7 @@ def test_broyden_takes_a_plain_number():
     assert_close(broyden_update(H, s, y, phi=1), oracles.bfgs(H, s, y), 1e-12)
 
 
-@pytest.mark.parametrize("phi", [0.499999, 0.5, 0.500001])
+@pytest.mark.parametrize("phi", [-1e-6, -1e-30, 0.0, 1e-6])
 def test_broyden_is_continuous_where_its_form_changes(phi):
     for H, s, y in cases():
         assert_close(member(phi)(H, s, y), oracles.broyden(H, s, y, phi), 1e-12)

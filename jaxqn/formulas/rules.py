@@ -1,13 +1,16 @@
 """What each method does with a pair (s, y), in a handful of scalars.
 
-Every rank-one or rank-two correction of an inverse Hessian H that maps y to s lives in the span of
-s and w = H y, so one form covers them all:
+Every rank-one or rank-two correction of an inverse Hessian H that maps y to s lies in the span of
+s and w = H y. A *rule* states its three coefficients as the reference does,
+
+    H₊ = scale · H + ss · s sᵀ + sw · (s wᵀ + w sᵀ) + ww · w wᵀ,
+
+and :func:`corrected` completes the square, for two weighted outer products in place of four,
 
     H₊ = scale · H + alpha · p pᵀ + beta · q qᵀ,     p = s − mu w,   q = w − nu s.
 
-A *rule* turns a pair into ``(scale, alpha, mu, beta, nu)``. It never sees H: whoever holds H (a
-matrix, a matrix with a panel beside it) applies the correction. The formulas are stated with the
-functions of :mod:`jaxqn.updates`.
+A rule never sees H. The holder of H (a matrix, a matrix with a panel beside it) applies the
+correction. The functions of :mod:`jaxqn.updates` document the formulas.
 """
 
 import functools
@@ -84,53 +87,88 @@ class Correction(NamedTuple):
 Rule = Callable[[Pair], Correction]
 
 
-def broyden_class(pair: Pair, phi: Array | float, scale: Array | float = 1.0) -> Correction:
-    """The self-scaled Broyden class, every member of which this module builds on.
+def corrected(
+    usable: Array, *, ss: Array, sw: Array, ww: Array | float, scale: Array | float = 1.0
+) -> Correction:
+    """Complete the square of three coefficients: on s where sw ≤ 0, on w elsewhere.
 
-        H₊ = scale [H − w wᵀ/(yᵀw) + phi v vᵀ] + rho s sᵀ,
-        v = √(yᵀw) (rho s − w/(yᵀw)),   rho = 1/(sᵀy),   h = yᵀw/(sᵀy),   scale = 1/tau.
+        ss s sᵀ + sw (s wᵀ + w sᵀ) + ww w wᵀ = alpha p pᵀ + beta q qᵀ   with
 
-    In the span of s and w that is a 2×2 quadratic form; the square is completed on its s entry
-    when phi > 1/2 (BFGS: phi = 1) and on its w entry otherwise (DFP: phi = 0), so that neither
-    pivot can vanish:
+        alpha = ss,           mu = −sw/ss,   beta = ww − sw²/ss,   nu = 0        or
+        alpha = ss − sw²/ww,  mu = 0,        beta = ww,            nu = −sw/ww.
 
-        m = phi h scale,       alpha = (1 + m)/(sᵀy),   mu = phi scale/(1 + m),   nu = 0,
-                               beta = −scale (1 − phi + m)/((1 + m) yᵀw);
-        m = phi h scale/gap,   alpha = (1 + m)/(sᵀy),   mu = 0,   nu = −phi h/gap,
-                               beta = −scale gap/(yᵀw),   gap = 1 − phi.
+    The divisor vanishes for no rule below: in the Broyden class ss > 0 for phi ≥ 0, which is where
+    sw ≤ 0, and ww < 0 for phi < 0; in SR1 ss = ww = −sw. The matrix stays unchanged where
+    ``usable`` does not hold, and where a coefficient overflows: it would stay in the matrix for
+    good.
     """
-    usable = has_curvature(pair.ss, pair.sy, pair.yy) & (pair.yw > 0) & jnp.isfinite(pair.yw)
-    one, zero = jnp.ones_like(pair.sy), jnp.zeros_like(pair.sy)
-    sy, yw = jnp.where(usable, pair.sy, one), jnp.where(usable, pair.yw, one)
-    scale = jnp.where(usable, scale, one)
-    h = yw / sy
-    near_bfgs = jnp.asarray(phi > 0.5)
-    gap = jnp.where(near_bfgs, one, 1 - phi)
-    m = phi * h * scale / gap
-    mu, nu = jnp.where(near_bfgs, phi * scale, zero), jnp.where(near_bfgs, zero, -phi * h)
-    beta = -scale * jnp.where(near_bfgs, (1 - phi + m) / (1 + m), gap)
-    return _correction(usable, [scale, 1 + m, mu, beta, nu], [one, sy, 1 + m, yw, gap])
-
-
-def _correction(usable: Array, above: list[Array], below: list[Array]) -> Correction:
-    """The quotients as coefficients, unless one overflows: it would stay in the matrix for good.
-
-    One division of vectors is one kernel, and XLA does not work it out again for every reader.
-    """
-    quotients = jnp.stack(above) / jnp.stack(below)
+    on_s, one, zero = sw <= 0, jnp.ones_like(ss), jnp.zeros_like(ss)
+    scale, ww = scale * one, ww * one
+    pivot, other = jnp.where(on_s, ss, ww), jnp.where(on_s, ww, ss)
+    rest = other - sw * (sw / pivot)
+    by_s, by_w = [scale, pivot, -sw, rest, zero], [scale, rest, zero, pivot, -sw]
+    # One division of vectors is one kernel, and XLA does not compute it again for every reader.
+    above = jnp.where(on_s, jnp.stack(by_s), jnp.stack(by_w))
+    quotients = above / jnp.stack([one, one, pivot, one, pivot])
     (accepted,) = computed_once(usable & jnp.all(jnp.isfinite(quotients)))
     none = jnp.array([1, 0, 0, 0, 0], quotients.dtype)
     return Correction(accepted, *jnp.where(accepted, quotients, none))
 
 
-def bfgs_rule(pair: Pair) -> Correction:
-    """BFGS: phi = 1. See ``bfgs_update``."""
-    return broyden_class(pair, phi=1.0)
+def keeps_definite(pair: Pair) -> Array:
+    """Whether sᵀy > 0 and yᵀH y > 0, which every rule but SR1 asks for."""
+    return has_curvature(pair.ss, pair.sy, pair.yy) & (pair.yw > 0) & jnp.isfinite(pair.yw)
+
+
+def bfgs_rule(pair: Pair, scale: Array | float = 1.0) -> Correction:
+    """BFGS, after a multiplication of H by ``scale`` in the self-scaled rules.
+
+        H₊ = scale [H − rho (s wᵀ + w sᵀ) + rho² (yᵀw) s sᵀ] + rho s sᵀ,   rho = 1/(sᵀy)
+
+    Nocedal & Wright, eq. 6.17, multiplied out; see ``bfgs_update``.
+    """
+    rho, h = 1 / pair.sy, pair.yw / pair.sy
+    ss, sw, ww = (1 + scale * h) * rho, -scale * rho, 0.0
+    return corrected(keeps_definite(pair), ss=ss, sw=sw, ww=ww, scale=scale)
 
 
 def dfp_rule(pair: Pair) -> Correction:
-    """DFP: phi = 0. See ``dfp_update``."""
-    return broyden_class(pair, phi=0.0)
+    """DFP.
+
+        H₊ = H − w wᵀ/(yᵀw) + s sᵀ/(sᵀy)
+
+    Nocedal & Wright, eq. 6.15; see ``dfp_update``.
+    """
+    ss, sw, ww = 1 / pair.sy, jnp.zeros_like(pair.sy), -1 / pair.yw
+    return corrected(keeps_definite(pair), ss=ss, sw=sw, ww=ww)
+
+
+def sr1_rule(pair: Pair) -> Correction:
+    """SR1.
+
+        H₊ = H + c (s − w)(s − w)ᵀ,   c = 1/((s − w)ᵀy)
+
+    Nocedal & Wright, eq. 6.25, with the safeguard of eq. 6.26; see ``sr1_update``.
+    """
+    v = pair.s - pair.w
+    vy, vv = dot(v, pair.y), dot(v, v)
+    floor = eps(vy.dtype) ** 0.5 * jnp.sqrt(vv) * jnp.sqrt(pair.yy)
+    usable = (jnp.abs(vy) > floor) & in_range(pair.ss, pair.yy) & jnp.isfinite(vy)
+    c = 1 / vy
+    return corrected(usable, ss=c, sw=-c, ww=c)
+
+
+def broyden_class(pair: Pair, phi: Array | float, scale: Array | float = 1.0) -> Correction:
+    """The Broyden class, after a multiplication of H by ``scale``.
+
+        H₊ = scale [H − w wᵀ/(yᵀw) + phi v vᵀ] + rho s sᵀ,
+        v = √(yᵀw) (rho s − w/(yᵀw)),   rho = 1/(sᵀy)
+
+    Nocedal & Wright, section 6.3, in inverse form; see ``broyden_update``.
+    """
+    rho, h = 1 / pair.sy, pair.yw / pair.sy
+    ss, sw, ww = (1 + scale * phi * h) * rho, -scale * phi * rho, -scale * (1 - phi) / pair.yw
+    return corrected(keeps_definite(pair), ss=ss, sw=sw, ww=ww, scale=scale)
 
 
 @functools.cache
@@ -139,19 +177,8 @@ def broyden_rule(phi: float) -> Rule:
     return functools.partial(broyden_class, phi=phi)
 
 
-def sr1_rule(pair: Pair) -> Correction:
-    """SR1: H + v vᵀ/(vᵀy), v = s − w. See ``sr1_update``."""
-    v = pair.s - pair.w
-    vy, vv = dot(v, pair.y), dot(v, v)
-    floor = eps(vy.dtype) ** 0.5 * jnp.sqrt(vv) * jnp.sqrt(pair.yy)
-    usable = (jnp.abs(vy) > floor) & in_range(pair.ss, pair.yy) & jnp.isfinite(vy)
-    one, zero = jnp.ones_like(vy), jnp.zeros_like(vy)
-    below = [one, jnp.where(usable, vy, one), one, one, one]
-    return _correction(usable, [one, one, one, zero, zero], below)
-
-
 def _known_b(pair: Pair) -> tuple[Array, Array]:
-    """B = sᵀB s/(sᵀy), and whether it is known; 1 where it is not, which means "do not scale"."""
+    """The ratio b = sᵀB s/(sᵀy), and whether it is known; 1, for no scaling, where it is not."""
     usable = pair.sy > 0
     known = (pair.sBs > 0) & jnp.isfinite(pair.sBs) & usable
     b = pair.sBs * safe_divide(jnp.ones_like(pair.sy), pair.sy, usable)
@@ -161,14 +188,14 @@ def _known_b(pair: Pair) -> tuple[Array, Array]:
 def ssbfgs_rule(pair: Pair) -> Correction:
     """Self-scaled BFGS: phi = 1, tau = min(1, 1/b). See ``ssbfgs_update``."""
     b, _ = _known_b(pair)
-    return broyden_class(pair, phi=1.0, scale=jnp.maximum(1, b))
+    return bfgs_rule(pair, jnp.maximum(1, b))
 
 
 def osbfgs_rule(pair: Pair) -> Correction:
     """Self-scaled BFGS where h < b, BFGS elsewhere. See ``osbfgs_update``."""
     b, _ = _known_b(pair)
     too_small = pair.yw < b * pair.sy
-    return broyden_class(pair, phi=1.0, scale=jnp.where(too_small, jnp.maximum(1, b), 1.0))
+    return bfgs_rule(pair, jnp.where(too_small, jnp.maximum(1, b), 1.0))
 
 
 def ssbroyden_rule(pair: Pair) -> Correction:
@@ -182,7 +209,7 @@ def ssbroyden_rule(pair: Pair) -> Correction:
     r = jnp.clip(h * (1 - c), tiny, 1)
     theta = jnp.clip((1 - b) / b, (r - 1) / a, 1 / r)
     sigma = jnp.maximum(1 + a * theta, tiny)
-    # From here on the reciprocal of tau.
+    # The scale is 1/tau.
     by_b, by_volume = jnp.maximum(1, b), sigma ** (1 / max(n - 1, 1))
     scale = jnp.where(
         theta > 0, by_b * jnp.maximum(by_volume, theta), jnp.maximum(by_b * by_volume, 1 / sigma)
