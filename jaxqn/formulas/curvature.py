@@ -1,7 +1,7 @@
 """Is a pair (s, y) usable? The relative curvature test and Powell's damping.
 
-Notation, here and in every kernel: s = x₊ − x (step), y = g₊ − g (gradient change), H ≈ (∇²f)⁻¹,
-B = H⁻¹, w = H y.
+Notation, here and in every module of formulas: s = x₊ − x (step), y = g₊ − g (gradient change),
+H ≈ (∇²f)⁻¹, B = H⁻¹, w = H y.
 """
 
 import jax.numpy as jnp
@@ -22,8 +22,8 @@ def has_curvature(ss: Array, sy: Array, yy: Array, *, rtol: float | None = None)
       ss: sᵀs, shape ``()``.
       sy: sᵀy, shape ``()``.
       yy: yᵀy, shape ``()``.
-      rtol: smallest accepted cosine between s and y; default 10 eps of the dtype, what
-        rounding alone can make of orthogonal vectors.
+      rtol: smallest accepted cosine between s and y; by default 10 eps of the dtype, which
+        rounding alone can give to orthogonal vectors.
 
     Returns:
       Boolean array of shape ``()``.
@@ -45,7 +45,7 @@ def has_curvature(ss: Array, sy: Array, yy: Array, *, rtol: float | None = None)
 def in_range(ss: Array, yy: Array) -> Array:
     """Whether the squares of a pair have neither overflowed nor lost digits to underflow.
 
-    False for a zero pair, too, and where an entry is not finite.
+    It is False for a zero pair, and where an entry is not finite.
 
     Example:
       >>> import jax.numpy as jnp

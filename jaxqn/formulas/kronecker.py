@@ -1,9 +1,9 @@
 """Whitening a matrix of gradients from both sides: roots of inverse second moments.
 
 For a parameter that is an m-by-n matrix, gradients G have second moments L ≈ E[G R⁻¹ Gᵀ]/n of
-their rows and R ≈ E[Gᵀ L⁻¹ G]/m of their columns. What is applied are roots of their inverses, K
-with K Kᵀ = L⁻¹, which a new gradient corrects by rank one. A root is known up to a rotation of its
-columns, and nothing made of it here depends on that rotation.
+their rows and R ≈ E[Gᵀ L⁻¹ G]/m of their columns. The direction is a product with roots of their
+inverses, K with K Kᵀ = L⁻¹, and a new gradient corrects a root by rank one. A root is known up to a
+rotation of its columns, and no result of this module depends on that rotation.
 """
 
 from typing import NamedTuple
@@ -33,8 +33,8 @@ def inverse_root(A: Array, *, damping: Array | float = 0.1) -> Array:
 
     Args:
       A: positive semidefinite, shape ``(n, n)``.
-      damping: added to the diagonal, in units of its mean; positive, and at least 2 n eps, less
-        than which rounding would hide.
+      damping: added to the diagonal, in units of its mean; positive, and at least 2 n eps, since
+        rounding hides less.
 
     Returns:
       K, shape ``(n, n)``; where A is zero, a multiple of the identity.
@@ -63,8 +63,8 @@ def inverse_root_update(
         K₊ = K (I − c x xᵀ)/√decay,   x = Kᵀu,
         c = (1 − √(decay/(decay + weight · xᵀx)))/xᵀx.
 
-    The formula of Sherman and Morrison for a root: no difference of matrices is taken, so that
-    K₊ K₊ᵀ is positive definite whatever is rounded. For u = 0 it is K/√decay.
+    This is the formula of Sherman and Morrison for a root. It takes no difference of matrices, so
+    that K₊ K₊ᵀ stays positive definite under rounding. For u = 0 it is K/√decay.
 
     Args:
       K: shape ``(n, n)``.
@@ -121,7 +121,7 @@ class Side(NamedTuple):
 
     Attributes:
       moment: running second moment, shape ``(n, n)``; ``None`` where only its root is kept.
-      root: K with K Kᵀ the damped inverse of the moment but for a factor, shape ``(n, n)``.
+      root: K with K Kᵀ the damped inverse of the moment up to a factor, shape ``(n, n)``.
       scale: with no ``moment``, the running mean of its diagonal, shape ``()``.
     """
 
@@ -147,14 +147,14 @@ def white_side(n: int, dtype: jax.typing.DTypeLike, *, factorised: bool) -> Side
 def side_by_factorisation(
     side: Side, X: Array, *, weight: Array, damping: float, due: Array
 ) -> Side:
-    """Mix X Xᵀ/m into the moment, and renew the root by :func:`inverse_root` when that is due.
+    """Mix X Xᵀ/m into the moment; renew the root by :func:`inverse_root` where ``due`` holds.
 
     Args:
       side: with a moment.
       X: shape ``(n, m)``.
       weight: of the newcomer, in [0, 1); with 0 and a finite X nothing changes.
       damping: as in :func:`inverse_root`.
-      due: whether to factorise, shape ``()``; a factorisation that fails leaves the root as it is.
+      due: whether to factorise, shape ``()``; a factorisation that fails leaves the root unchanged.
 
     Example:
       >>> side, weight = white_side(1, jnp.float32, factorised=True), jnp.float32(0.5)
@@ -170,7 +170,7 @@ def side_by_factorisation(
         root = inverse_root(moment, damping=damping)
         return jnp.where(jnp.all(jnp.isfinite(root)), root, side.root)
 
-    # A cond, lest a factorisation of cubic cost be paid at every call.
+    # A cond, so that only the calls where it is due pay for a factorisation, of cubic cost.
     root = jax.lax.cond(due, renewed, lambda: side.root)
     return side._replace(moment=moment, root=root)
 
@@ -178,7 +178,7 @@ def side_by_factorisation(
 def side_by_rank_one(side: Side, X: Array, *, weight: Array, damping: float, key: Array) -> Side:
     """Correct the root for one random vector u with E[u uᵀ] = X Xᵀ/m, and for its damping.
 
-    The damping is of rank one, too: a vector of random signs e has E[e eᵀ] = I.
+    The damping is of rank one as well: a vector of random signs e has E[e eᵀ] = I.
 
     Args:
       side: without a moment.
@@ -200,7 +200,7 @@ def side_by_rank_one(side: Side, X: Array, *, weight: Array, damping: float, key
     root = inverse_root_update(side.root, u, decay=1 - weight, weight=weight)
     e = jnp.sqrt(scale) * jax.random.rademacher(keys[1], (n,), X.dtype)
     root = inverse_root_update(root, e, decay=1.0, weight=damping * weight)
-    # The factor, which nothing depends on, is kept from drifting out of range.
+    # No result depends on the factor of a root; dividing by it keeps the root in range.
     size = jnp.sqrt(jnp.mean(root * root) * n)
     size = jnp.where((weight > 0) & (size > 0), size, 1)
     return side._replace(root=root / size, scale=scale)

@@ -52,8 +52,8 @@ def sherman_morrison(A_inv: Array, u: Array, v: Array, *, rtol: float | None = N
 
         (A + u vᵀ)⁻¹ = A⁻¹ − A⁻¹u vᵀA⁻¹ / (1 + vᵀA⁻¹u)
 
-    Returns ``A_inv`` unchanged where the denominator vanishes, |1 + vᵀA⁻¹u| ≤ rtol (1 + |vᵀA⁻¹u|):
-    there A + u vᵀ is singular and has no inverse.
+    Returns ``A_inv`` unchanged where the denominator vanishes, |1 + vᵀA⁻¹u| ≤ rtol (1 + |vᵀA⁻¹u|),
+    since A + u vᵀ is then singular.
 
     Args:
       A_inv: inverse matrix, shape ``(n, n)``, symmetric or not.

@@ -21,8 +21,8 @@ def rank_one_correction(H_inv: Array, e: Array, He: Array) -> Array:
     or ``jaxqn.derivatives.hvp``; H is never formed. Along n independent directions, random ones or
     eigenvectors, none refused, H_inv becomes H⁻¹ (Nocedal & Wright, 2006, theorem 6.1).
 
-    Leaves H_inv unchanged when |vᵀH e| ≤ √eps ‖v‖ ‖H e‖: where it is exact along e already, where
-    H e = 0, where an entry is not finite. The result may be indefinite, and nothing bounds it.
+    Leaves H_inv unchanged when |vᵀH e| ≤ √eps ‖v‖ ‖H e‖: where H_inv is exact along e already,
+    where H e = 0, where an entry is not finite. The result may be indefinite, and has no bound.
 
     Example:
       >>> fun = lambda x: x[0] ** 2 + x[0] * x[1] + x[1] ** 2  # Hessian [[2, 1], [1, 2]]
@@ -40,8 +40,8 @@ def wedderburn(H: Array, e: Array) -> Array:
 
         H − (H e)(H e)ᵀ/(eᵀH e)
 
-    maps e to 0, and whatever H mapped to 0. Leaves H unchanged when |eᵀH e| ≤ √eps ‖e‖ ‖H e‖, and
-    where an entry of e or H e is not finite.
+    maps e to 0, and every vector that H maps to 0. Leaves H unchanged when |eᵀH e| ≤ √eps ‖e‖ ‖H e‖
+    and where an entry of e or H e is not finite.
 
     Args:
       H: matrix, shape ``(n, n)``, symmetric.
@@ -68,7 +68,7 @@ def _wedderburn(H: Array, e: Array) -> Array:
     e = e / magnitude(e)
     He = dot(H, e)
     unit = magnitude(He)
-    w = He / unit  # so that no square of an entry of H is formed
+    w = He / unit  # no square of an entry of H is formed
     ew = dot(e, w)
     usable = jnp.abs(ew) > eps(H.dtype) ** 0.5 * jnp.sqrt(dot(e, e) * dot(w, w))
     w = jnp.where(usable, w, 0)

@@ -30,8 +30,10 @@ __all__ = [
     "bfgs_rule",
     "broyden_class",
     "broyden_rule",
+    "corrected",
     "correction_vectors",
     "dfp_rule",
+    "keeps_definite",
     "osbfgs_rule",
     "sr1_rule",
     "ssbfgs_rule",
@@ -50,8 +52,8 @@ class Pair(NamedTuple):
       sy: sᵀy.
       yy: yᵀy.
       yw: yᵀH y.
-      sBs: sᵀB s, or NaN where it is not known (a step that is not along −H g); the self-scaled
-        rules then fall back to their unscaled member.
+      sBs: sᵀB s, or NaN where it is not known (a step that is not along −H g); NaN makes the
+        self-scaled rules fall back to BFGS.
     """
 
     s: Array
@@ -192,7 +194,7 @@ def ssbfgs_rule(pair: Pair) -> Correction:
 
 
 def osbfgs_rule(pair: Pair) -> Correction:
-    """Self-scaled BFGS where h < b, BFGS elsewhere. See ``osbfgs_update``."""
+    """BFGS with Oren and Spedicato's test for self-scaling, h < b. See ``osbfgs_update``."""
     b, _ = _known_b(pair)
     too_small = pair.yw < b * pair.sy
     return bfgs_rule(pair, jnp.where(too_small, jnp.maximum(1, b), 1.0))

@@ -4,8 +4,9 @@ With H = Σ λᵢ vᵢ vᵢᵀ and delta = floor · max|λ|, k eigenvalues below
 
     H⁻¹ + E,   E = Σ (1/f(λᵢ) − 1/λᵢ) vᵢ vᵢᵀ,   f(λ) ≥ delta   (0 for 1/λᵢ where λᵢ = 0),
 
-and the result is positive semidefinite and bounded by 1/delta, whatever H is: −(H⁻¹ + E) g never
-climbs and is no longer than ‖g‖/delta. In this room H is the Hessian itself, and H_inv its inverse.
+and the result is positive semidefinite and bounded by 1/delta for every symmetric H: the direction
+−(H⁻¹ + E) g never climbs and is no longer than ‖g‖/delta. In this module H is the Hessian itself,
+and H_inv its inverse.
 """
 
 import functools
@@ -28,7 +29,7 @@ __all__ = [
     "spectral_inverse",
 ]
 
-# f(λ) of a corrected eigenvalue; an infinite one leaves its direction out.
+# f(λ) of a corrected eigenvalue; an infinite f(λ) drops its direction.
 _MODES: dict[str, Callable[[Array, Array], Array]] = {
     "reflect": lambda values, delta: jnp.maximum(jnp.abs(values), delta),
     "clip": jnp.maximum,
@@ -64,21 +65,21 @@ def spectral_correction(
 
         Σ vᵢ vᵢᵀ / f(λᵢ),   H = Σ λᵢ vᵢ vᵢᵀ,   delta = floor · max|λ|.
 
-    Eigenvalues λ ≥ delta are inverted as they are. Of those below, negative ones of any size
-    included, the ``rank`` smallest in magnitude are corrected,
+    Eigenvalues λ ≥ delta are inverted unchanged. Of those below delta, which include the negative
+    ones of any size, the ``rank`` smallest in magnitude are corrected,
 
         "reflect"   f(λ) = max(|λ|, delta)   saddle-free Newton
         "clip"      f(λ) = max(λ, delta)     modified Newton
         "drop"      1/f(λ) = 0               pseudo-inverse of the positive part
 
     and the others dropped, never inverted. So every eigenvalue of the result is 0 or in
-    [1/max|λ|, 1/delta], and none is 0 where at most ``rank`` needed correction (``"all"``: ever),
-    unless the mode drops them. As computed they are off by about n eps/delta: little against
-    1/delta, and against 1/max|λ| too while floor is well above n eps.
+    [1/max|λ|, 1/delta]. None is 0 where at most ``rank`` need correction, as always with ``"all"``,
+    unless the mode drops them. The computed eigenvalues have errors of about n eps/delta: small
+    against 1/delta, and against 1/max|λ| as well while floor is well above n eps.
 
-    Where the symmetric part of H is zero there is no spectrum to be relative to: the inverse is the
-    identity by definition, with rank 0, in every mode. A NaN or an infinity in H, and a traced
-    ``floor`` out of range, give NaN throughout and counts of 0.
+    Where the symmetric part of H is zero, max|λ| sets no scale, and the inverse is by definition
+    the identity, with rank 0, in every mode. A NaN or an infinity in H, and a traced ``floor`` out
+    of range, give NaN throughout and counts of 0.
 
     Args:
       H: matrix, shape ``(n, n)``, of any scale; its symmetric part is used.
@@ -168,9 +169,10 @@ def correct_inverse(
     inverse, if all eigenvalues below delta are given. For other vectors only the curvature along
     them is set, vᵢᵀ H₊ vᵢ = 1/f(λᵢ), and H₊ may be indefinite.
 
-    The rounding of H_inv, eps/|λᵢ| in all its entries, stays. Where |λᵢ| is below √eps · delta or
-    so, start from a pseudo-inverse. Pairs that need no correction or are not finite contribute
-    nothing, and with ``largest`` zero none does. A traced ``floor`` out of range gives NaN.
+    The rounding error of H_inv, eps/|λᵢ| in all its entries, stays. Where |λᵢ| is below about
+    √eps · delta, start from a pseudo-inverse. Pairs that need no correction or are not finite
+    contribute nothing, and no pair does where ``largest`` is zero. A traced ``floor`` out of range
+    gives NaN.
 
     Args:
       H_inv: inverse or pseudo-inverse of H, shape ``(n, n)``, symmetric.

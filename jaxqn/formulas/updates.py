@@ -2,10 +2,10 @@
 
 Notation: s = x₊ − x (step), y = g₊ − g (gradient change), H ≈ (∇²f)⁻¹, B = H⁻¹, w = H y. Every
 quasi-Newton update maps y to s (the secant equation H₊ y = s), costs one product w and one pass
-over H, and leaves H exactly as it is when the pair is unusable: a zero pair, too little curvature,
-a NaN, or coefficients out of range. All are compiled, for shapes and dtypes once.
+over H, and leaves H unchanged, bit for bit, when the pair is unusable: a zero pair, too little
+curvature, a NaN, or coefficients out of range. Every update is compiled once per shape and dtype.
 
-Direct Hessians need no second family. Swapping s and y gives the dual: ``dfp_update(B, y, s)`` is
+The same functions update a Hessian B. Swapping s and y gives the dual: ``dfp_update(B, y, s)`` is
 the BFGS update of B, ``bfgs_update(B, y, s)`` is DFP's, and SR1 is its own dual (Nocedal & Wright,
 section 6.1).
 """
@@ -46,7 +46,7 @@ __all__ = [
 
 
 def _update(rule: Rule, H: Array, s: Array, y: Array, sBs: Array | float | None = None) -> Array:
-    """Correct a matrix by a pair, as the rule says: one product, one pass over H."""
+    """The correction of a matrix that a rule makes of a pair: one product, one pass over H."""
     chex.assert_rank(s, 1)
     chex.assert_equal_shape([s, y])
     chex.assert_shape(H, (s.shape[0], s.shape[0]))
@@ -216,12 +216,13 @@ def ssbfgs_update(H: Array, s: Array, y: Array, *, sBs: Array | float | None = N
 
 @compiled
 def osbfgs_update(H: Array, s: Array, y: Array, *, sBs: Array | float | None = None) -> Array:
-    """Self-scaled BFGS update that enlarges H only where H is too small on balance.
+    """BFGS update of an inverse Hessian with Oren and Spedicato's test for self-scaling.
 
-    As :func:`ssbfgs_update` where h < b, with b = sᵀB s/(sᵀy) and h = yᵀH y/(sᵀy), and as
-    :func:`bfgs_update` elsewhere. √(h/b) is the scaling of H that minimises the condition number of
-    the corrected matrix (Oren & Spedicato); where it exceeds 1, enlarging H along with one
-    direction would spoil the others. Refuses the pairs that :func:`bfgs_update` refuses.
+    The update is :func:`ssbfgs_update` where h < b, with b = sᵀB s/(sᵀy) and h = yᵀH y/(sᵀy), where
+    H is too small on balance, and :func:`bfgs_update` elsewhere. √(h/b) is the scaling of H that
+    minimises the condition number of the corrected matrix (Oren & Spedicato). Where it exceeds 1,
+    enlarging H along with one direction would spoil the others. Refuses the pairs that
+    :func:`bfgs_update` refuses.
 
     Args:
       H: inverse Hessian approximation, shape ``(n, n)``, symmetric positive definite.

@@ -57,14 +57,14 @@ def eigenpairs(
 
         A v = lambda v,   v ∈ span{x, A x, A² x, ...}.
 
-    Ends when |A v − lambda v| ≤ tol·scale for every pair, when the budget is spent, or where a
-    product is not finite (values and residuals are then NaN); the residuals tell which.
+    The run ends when |A v − lambda v| ≤ tol·scale for every pair, when the budget is spent, or
+    where a product is not finite (values and residuals are then NaN). The residuals tell which.
 
     The ends of the spectrum come first, within tens of products where they stand apart.
     Eigenvalues of smallest magnitude lie inside the spectrum unless it ends at 0; without an
-    inverse they come slowly, and where very many crowd around 0, as in a network's Hessian, a
-    residual of 1e-2 to 1e-3 of ``scale`` is what hundreds of products give. Those returned are the
-    vectors that A shrinks most, of all that were searched.
+    inverse they come slowly, and where very many crowd around 0, as in a network's Hessian,
+    hundreds of products give a residual of 1e-2 to 1e-3 of ``scale``. The vectors returned are
+    those of the searched space that A shrinks most.
 
     The Krylov space of one vector holds one vector of each eigenspace: further copies of a multiple
     eigenvalue enter through rounding, or once the space is exhausted, and may be missed. k rows
@@ -72,8 +72,8 @@ def eigenpairs(
     null space is found; the other ends, to save products, from one unless ``start`` has more.
 
     Args:
-      product: ``v -> A v`` on pytrees like ``like``, linear and symmetric, which is not checked. It
-        occurs once in the compiled program.
+      product: ``v -> A v`` on pytrees like ``like``, linear and symmetric, which is not checked.
+        The compiled program contains it once.
       like: a pytree of floating arrays, for the structure, the shapes and the dtypes of vectors;
         they are sharded as the products are.
       k: number of pairs, at most n, the total size of ``like``.
@@ -136,7 +136,7 @@ def hessian_eigenpairs(
       fun: ``fun(x, *args) -> scalar``, hashable.
       x: point, a pytree of floating arrays.
       args: further arguments of ``fun``, the data among them.
-      k: number of pairs; for this and what follows see :func:`eigenpairs`.
+      k: number of pairs; see :func:`eigenpairs` for this and the other options.
       which: which of them.
       tol: residual to reach, relative to ``scale``.
       basis: most rows of the basis.
@@ -216,7 +216,7 @@ def _planned(
         raise ValueError(f"max_products must be at least k = {k}, but it is {budget}")
     step = max(1, m // 4)
     kept = n if m == n else max(k + 1, m - step)
-    # The null space of a singular operator is met with k vectors, other ends with one.
+    # k vectors find the null space of a singular operator; one vector finds other ends.
     alone = k if which == "smallest_magnitude" else 1
     given = alone if start is None else _rows_of(start, like, k)
     coarsest = max(eps(leaf.dtype) for leaf in leaves)

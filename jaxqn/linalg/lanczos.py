@@ -1,9 +1,9 @@
 """Thick-restart Lanczos on stacks of vectors, with full reorthogonalisation.
 
-A basis V of at most m orthonormal rows is kept beside its products AV, so that whatever is reported
-is a combination of products that were taken. Each round adds a few rows, solves the small problem
-T = V A Vᵀ and replaces the basis by its best Ritz vectors, whose residuals are the next directions.
-Nothing is ravelled: vectors keep the structure, the shapes and the sharding of the parameters.
+A basis V of at most m orthonormal rows is kept beside its products AV, so that every residual is a
+combination of products taken. Each round adds a few rows, solves the small problem T = V A Vᵀ and
+replaces the basis by its best Ritz vectors, whose residuals are the next directions. Vectors keep
+the structure, the shapes and the sharding of the parameters.
 """
 
 import operator
@@ -44,7 +44,7 @@ class Basis(NamedTuple):
 
 
 class Round(NamedTuple):
-    """What a round leaves: pairs ``wanted @ V``, and the rows whose residuals come next."""
+    """The state after a round: pairs ``wanted @ V``, and the rows whose residuals come next."""
 
     basis: Basis
     sources: Array
@@ -81,7 +81,7 @@ def lanczos(
 
 
 def _initial(plan: Plan, like: ArrayTree, start: ArrayTree | None) -> Round:
-    """Before the first product. A given row that is zero stands for a random one."""
+    """The state before the first product. A zero row of ``start`` stands for a random one."""
     dtype = vectors.tree_dtype(like)
 
     def empty(leaf: Array) -> Array:
@@ -111,9 +111,10 @@ def _initial(plan: Plan, like: ArrayTree, start: ArrayTree | None) -> Round:
 def _direction(plan: Plan, basis: Basis, state: Round, base: Array, key: Array) -> ArrayTree:
     """The next row, a unit vector orthogonal to the others.
 
-    At first the given rows. Then A v less its projection, for the rows v that the last round named
-    and from there on for the rows that these brought. Where nothing of it is left, a random vector.
-    The projection is repeated once; that of A v is known from T.
+    First come the given rows. Then comes A v less its projection on the basis, for the rows v that
+    the last round named and after them for the rows that these brought. A random vector replaces
+    one of which the projection leaves nothing. Projection is done twice; the first one of A v is
+    known from T.
     """
     V, i = basis.V, basis.rows
     used = jnp.arange(plan.m, dtype=jnp.int32) < i
@@ -129,7 +130,7 @@ def _direction(plan: Plan, basis: Basis, state: Round, base: Array, key: Array) 
     v = where(given, stacks.row(V, i), stacks.row(basis.AV, j))
     v = less(v, jnp.where(given, 0, basis.T[:, j]))
     lost = ~(_norm(v) > 10 * plan.eps * jnp.where(given, 1, basis.scale))
-    # A condition, so that an unbatched run draws only what it needs.
+    # A cond, so that an unbatched run draws a random vector only where it needs one.
     v = jax.lax.cond(lost, lambda: _normal(jax.random.fold_in(key, basis.products), v), lambda: v)
     v = _unit(v)
     return _unit(less(v, stacks.dots(V, v)))
@@ -140,7 +141,7 @@ def _expanded(plan: Plan, product: Any, basis: Basis, v: ArrayTree) -> Basis:
     i, Av = basis.rows, product(v)
     h = jnp.where(jnp.arange(plan.m, dtype=jnp.int32) < i, stacks.dots(basis.V, Av), 0)
     h = h.at[i].set(vectors.vdot(v, Av))
-    # A row that depends on h is written after V has been read for h: in place, not into a copy.
+    # The row depends on h, so that XLA reads V for h first and then writes in place, not to a copy.
     v = where(jnp.all(jnp.isfinite(h)), v, jax.tree.map(jnp.zeros_like, v))
     return Basis(
         V=stacks.put(basis.V, i, v),
@@ -153,12 +154,12 @@ def _expanded(plan: Plan, product: Any, basis: Basis, v: ArrayTree) -> Basis:
 
 
 def _assessed(plan: Plan, tol: Array, basis: Basis) -> Round:
-    """Solve the small problem, keep its best Ritz vectors, and look at the wanted residuals."""
+    """Solve the small problem, keep its best Ritz vectors, and compute the wanted residuals."""
     k, finite = plan.k, jnp.all(jnp.isfinite(basis.T))
     theta, Y = _ritz(plan, jnp.where(finite, basis.T, 0), basis.rows)
     spent = (basis.products >= plan.budget) | (basis.rows == plan.n)
     V = _with_head(basis.V, stacks.combine(Y, basis.V))
-    # V is always finite; to ask makes one rotation wait for the other and reuse its memory.
+    # V is always finite. The test makes one rotation wait for the other and reuse its memory.
     Y = jnp.where(jnp.isfinite(_norm(stacks.row(V, 0))), Y, 0)
     basis = basis._replace(
         V=V,
@@ -171,8 +172,8 @@ def _assessed(plan: Plan, tol: Array, basis: Basis) -> Round:
     values, wanted = theta[:k], jnp.eye(k, plan.m, dtype=theta.dtype)
     residuals = _residuals(values, _head(V, k), _head(AV, k))
     sources = jnp.argsort(-residuals)[: plan.given].astype(jnp.int32)
-    # A block of the unsolved while the basis first fills, which serves each of them at once; then
-    # one chain at a time, which goes deeper for as many products.
+    # While the basis first fills, a block of all pairs above the tolerance; then one chain at a
+    # time, which reaches a higher power of A for as many products.
     width = jnp.sum(residuals > tol * basis.scale, dtype=jnp.int32)
     width = jnp.where(basis.products < 2 * plan.m, jnp.clip(width, 1, plan.given), 1)
     if plan.which == "smallest_magnitude":
@@ -240,7 +241,7 @@ def _residuals(values: Array, vectors: ArrayTree, products: ArrayTree) -> Array:
 
 
 def _orthonormal(start: ArrayTree, like: ArrayTree) -> ArrayTree:
-    """Rows of the same span, orthonormal but for rounding; zeros for those that add nothing."""
+    """Rows of the same span, orthonormal up to rounding; zeros for those that add nothing."""
     rows = jax.tree.map(
         lambda a, leaf: jnp.where(jnp.isfinite(a), a, 0).astype(vectors.tree_dtype(leaf)),
         start,

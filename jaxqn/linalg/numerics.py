@@ -24,8 +24,8 @@ SHORT = 256
 def inner(*pairs: tuple[Array, Array]) -> Array:
     """The inner product of every pair of flat vectors, shape ``(k,)``.
 
-    Longer vectors are multiplied by a matrix of all the firsts, once per distinct second: such a
-    product needs no kernel of its own, and unlike one of two matrices no other thread.
+    For longer vectors, a matrix of all the firsts multiplies each distinct second. Such a product
+    needs no kernel of its own, and unlike a product of two matrices it needs no other thread.
     """
     if pairs[0][0].size <= SHORT:
         left, right = (jnp.stack(side) for side in zip(*pairs, strict=True))
@@ -38,10 +38,10 @@ def inner(*pairs: tuple[Array, Array]) -> Array:
 
 
 def computed_once(*flags: Array) -> Array:
-    """The flags in one array, worked out once.
+    """The flags in one array, which XLA computes once.
 
-    XLA works a cheap value out anew in every kernel that reads it, and most kernels of a loop read
-    whether its step was accepted. What a square root gives, it keeps.
+    XLA computes a cheap value again in every kernel that reads it, and most kernels of a loop read
+    whether its step was accepted. XLA never duplicates a square root.
     """
     return jnp.sqrt(jnp.stack(flags).astype(jnp.float32)) > 0.5
 

@@ -2,7 +2,7 @@
 
 A program with a kernel for every pass over every leaf takes long to compile. Where nothing can be
 sharded, because there is one device, the driver therefore keeps the small leaves of a vector
-joined, and leaves the large ones alone: to join those would cost memory traffic.
+joined. It leaves the large ones alone, since joining them would cost memory traffic.
 """
 
 import math
@@ -62,7 +62,7 @@ def pooled(tree: ArrayTree, rows: int = 0) -> list[Array]:
 
 
 def _gains(shapes: list[tuple[int, ...]]) -> bool:
-    """Whether there are small leaves to join, and certainly none of them sharded."""
+    """Whether there are small leaves to join, and one device, so that no leaf is sharded."""
     return sum(math.prod(shape) <= SMALL for shape in shapes) > 1 and jax.device_count() == 1
 
 
@@ -80,7 +80,7 @@ def _pack(leaves: list[Array], axes: list[int]) -> Packed:
 
 
 def unpacked(tree: ArrayTree, like: ArrayTree) -> ArrayTree:
-    """A packed vector or stack in the structure of ``like``; anything else as it is."""
+    """A packed vector or stack in the structure of ``like``; anything else unchanged."""
     if not is_packed(tree):
         return tree
     models, large = jax.tree.leaves(like), iter(tree.large)
@@ -97,9 +97,9 @@ def unpacked(tree: ArrayTree, like: ArrayTree) -> ArrayTree:
 
 
 def repack(state: Any, x: ArrayTree) -> Any:
-    """A state in which every vector like ``x``, and every stack, is packed as it is done here.
+    """A state in which every vector like ``x``, and every stack, is packed as this process packs.
 
-    A state may come from a process that packs otherwise, having another number of devices.
+    A process with another number of devices packs otherwise, and a state may come from one.
     """
     structure: Any = jax.tree.structure(x)
     pack = packing(x)

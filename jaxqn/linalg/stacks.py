@@ -2,8 +2,8 @@
 
 The history of a limited memory and a basis of k directions are stacks, with leaves of shape
 ``(k, *leaf.shape)``. No function here ravels or concatenates a large leaf, so that every leaf stays
-sharded as the parameters are. Rows may be held in a narrower dtype than the vectors they meet: each
-is widened as it is read, never a whole stack, so that bfloat16 halves the memory and adds none.
+sharded as the parameters are. Rows may be held in a narrower dtype than the vectors they meet: XLA
+widens each row as it reads it, never a whole stack, so that bfloat16 halves the memory.
 """
 
 import functools
@@ -38,14 +38,14 @@ MATMUL_LEAVES = 8
 """Leaves up to which a matrix product per leaf repays its compilation."""
 
 MATMUL_ROWS = 32
-"""Rows above which a combination of them is a matrix product as well."""
+"""Rows above which a combination of rows is a matrix product as well."""
 
 ROWS_PER_PASS = 8
 """Narrow rows that one pass adds up; from 16 on, XLA for CPUs first widens the whole stack."""
 
 
 def empty_stack(rows: int, like: ArrayTree, dtype: Any = None) -> ArrayTree:
-    """A stack of zero vectors, each leaf sharded as the one of ``like`` wherever that is known."""
+    """A stack of zero vectors, each leaf sharded as that of ``like`` where that is known."""
 
     def of_leaf(leaf: Array) -> Array:
         sharding = None if isinstance(leaf, jax.core.Tracer) else getattr(leaf, "sharding", None)
@@ -62,7 +62,7 @@ def empty_stack(rows: int, like: ArrayTree, dtype: Any = None) -> ArrayTree:
 def dots(stack: ArrayTree, vector: ArrayTree, dtype: Any = None) -> Array:
     """Inner products of every row with a vector, shape ``(k,)``: one pass over the stack.
 
-    They are added up over leaves in ``dtype``, by default that of inner products of rows.
+    The sum over leaves has ``dtype``, by default that of inner products of two rows.
     """
     dtype = tree_dtype(stack) if dtype is None else dtype
     stacks, vectors = pooled(stack, 1), pooled(vector)
@@ -84,7 +84,7 @@ def dots(stack: ArrayTree, vector: ArrayTree, dtype: Any = None) -> Array:
 def combine(coefficients: Array, stack: ArrayTree, like: ArrayTree | None = None) -> ArrayTree:
     """Linear combinations of the rows: coefficients ``(k,)`` give a vector, ``(j, k)`` a stack.
 
-    The result is in float32 or wider, and as wide as the vector ``like``, if there is one.
+    The result is in float32 or wider, and as wide as the vector ``like`` where it is given.
     """
     c, into_vector = coefficients, coefficients.ndim == 1
     scalars = jnp.unstack(c) if into_vector else []
@@ -94,8 +94,8 @@ def combine(coefficients: Array, stack: ArrayTree, like: ArrayTree | None = None
         narrow = rows.dtype != wide
         if not into_vector or (not narrow and c.size > MATMUL_ROWS):
             return jnp.tensordot(c.astype(wide), rows.astype(wide), axes=1, precision=HIGHEST)
-        # Term by term, so that the compiler makes one pass of this and all that is done with it;
-        # narrow rows a few at a time, and not before the inner products that they share.
+        # Term by term, so that XLA makes one pass of the sum and of what follows it. The barrier
+        # keeps XLA from widening all narrow rows at once for this sum and the inner products.
         step = ROWS_PER_PASS if narrow else c.size
         sums: list[Array] = []
         for start in range(0, c.size, step):
@@ -115,8 +115,8 @@ def combine(coefficients: Array, stack: ArrayTree, like: ArrayTree | None = None
 def put_where(condition: Array, stack: ArrayTree, slot: Array, vector: ArrayTree) -> ArrayTree:
     """The stack with one row replaced where ``condition`` holds; nothing else is read or written.
 
-    Where vectors are short the old row is written back instead, and in a batch, where a cond would
-    be a select over the whole stack.
+    Where vectors are short, and in a batch, it writes the old row back instead: in a batch a cond
+    would be a select over the whole stack.
     """
     if not branching_pays(vector):
         return _put_this_or_old(condition, stack, slot, vector)
@@ -140,7 +140,7 @@ def _put_where_batched(axis_size: int, batched: Any, *args: Any) -> tuple[ArrayT
 
 
 def rounded(v: ArrayTree, stack: ArrayTree) -> ArrayTree:
-    """What a row of the stack can hold of a vector, in the vector's dtype."""
+    """A vector rounded to the dtype of the stack's rows, in its own dtype."""
 
     def of_leaf(a: Array, rows: Array) -> Array:
         if not _is_narrow(rows, a):
@@ -152,7 +152,7 @@ def rounded(v: ArrayTree, stack: ArrayTree) -> ArrayTree:
 
 
 def is_exact(stack: ArrayTree, vector: ArrayTree) -> bool:
-    """Whether rows are held as accurately as inner products are formed, leaf by leaf."""
+    """Whether rows are as accurate as inner products, leaf by leaf."""
     pairs = zip(jax.tree.leaves(stack), jax.tree.leaves(vector), strict=True)
     return all(not _is_narrow(rows, v) and v.dtype == tree_dtype(v) for rows, v in pairs)
 

@@ -88,7 +88,7 @@ def contract(a: ArrayTree, b: ArrayTree, rows_of_a: int, rows_of_b: int) -> Arra
 def products(*pairs: tuple[ArrayTree, ArrayTree]) -> list[Array]:
     """The inner product of every pair of vectors.
 
-    Those of short flat vectors share a kernel or two; others are read pair by pair, since to stack
+    Those of short flat vectors share a kernel or two. Others are read pair by pair, since stacking
     them would cost memory traffic.
     """
     flat = _flat(*(v for pair in pairs for v in pair))
@@ -98,7 +98,7 @@ def products(*pairs: tuple[ArrayTree, ArrayTree]) -> list[Array]:
 
 
 def _flat(*vectors: ArrayTree) -> list[Array]:
-    """The vectors as flat arrays, if that is what they are, and short enough to be stacked."""
+    """The vectors as flat arrays, if all are flat, of one dtype and short; otherwise none."""
     arrays = [v.small if is_packed(v) and not v.large else v for v in vectors]
     flat = all(isinstance(v, jax.Array) and v.ndim == 1 and v.size <= LONG for v in arrays)
     return arrays if flat and len({v.dtype for v in arrays}) == 1 else []
