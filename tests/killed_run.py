@@ -1,4 +1,4 @@
-"""Run by tests/test_packing.py: a run that saves its state after every iteration, and may die."""
+"""A run that saves its state after every iteration, and may be killed; see test_packing.py."""
 
 import os
 import pickle

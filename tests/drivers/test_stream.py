@@ -20,7 +20,7 @@ import jaxqn
 from jaxqn.drivers.chunk_files import without_addresses
 from jaxqn.drivers.minimize_stream import minimize_stream
 
-TESTS = Path(__file__).parent
+HERE = Path(__file__).parent
 COUNT = 103
 
 
@@ -279,7 +279,7 @@ print("solved", solved)
 
 def run_apart(folder, pause):
     """The same call in a process of its own, which waits after every chunk."""
-    path = os.pathsep.join([str(TESTS), str(TESTS.parent)])
+    path = os.pathsep.join([str(HERE), str(HERE.parent), str(HERE.parents[1])])
     return subprocess.Popen(
         [sys.executable, "-c", KILLED, str(folder), str(pause)],
         env=os.environ | {"PYTHONPATH": path},

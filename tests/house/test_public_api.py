@@ -16,7 +16,7 @@ import pytest
 import jaxqn
 from jaxqn.loop import DEFAULTS, MinimizeOptions
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FUNCTIONS = [name for name in jaxqn.__all__ if inspect.isroutine(getattr(jaxqn, name))]
 TUPLES = [
     name

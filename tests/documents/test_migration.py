@@ -20,7 +20,7 @@ import jaxqn
 from jaxqn import Status
 from jaxqn.drivers import minimize
 
-README = Path(__file__).parents[1] / "README.md"
+README = Path(__file__).parents[2] / "README.md"
 ROWS = {}
 
 X0 = jnp.array([-1.2, 1.0])

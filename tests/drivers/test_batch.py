@@ -527,6 +527,7 @@ def test_a_target_stops_the_runs(which):
 COLLECTIVE = re.compile(r" (?:all-reduce|all-gather|all-to-all|collective-permute)(?:-start)?\(")
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize(("size", "lanes", "width"), [(45, 2, 2), (48, 20, 6)])
 def test_devices_share_the_problems(size, lanes, width):
     """Eight devices, each by itself, with no more lanes than it has problems.

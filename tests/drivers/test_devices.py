@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jaxqn
 
-README = Path(__file__).parents[1] / "README.md"
+README = Path(__file__).parents[2] / "README.md"
 ROTATION = jnp.asarray(np.linalg.qr(np.random.default_rng(0).normal(size=(8, 8)))[0])
 
 
@@ -71,6 +71,7 @@ def test_the_state_is_sharded_as_the_parameters_are():
             assert {s.data.size for s in stack[name].addressable_shards} == {10 * size // 8}
 
 
+@pytest.mark.compiled
 def test_vectors_never_gather():
     """Only sums travel: all-reduces of scalars and of m-vectors, and not many of them."""
     compiled = jax.jit(solve).lower(placed(start(), 8)).compile().as_text()

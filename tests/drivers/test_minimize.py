@@ -530,6 +530,7 @@ def test_no_select_over_a_matrix():
             assert equation.outvars[0].aval.shape != (7, 7)
 
 
+@pytest.mark.compiled
 def test_a_long_run_has_room_for_seven_vectors_beside_its_history():
     """An eighth would be a copy of the trial, made for the loop that holds a refused one."""
     n, m = 20_000, 5
