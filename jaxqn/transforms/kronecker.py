@@ -45,17 +45,17 @@ class ScaleByKroneckerState(NamedTuple):
       nu: running mean of their squares, like the parameters.
       factors: :class:`KroneckerFactors` of every parameter, in the order of the leaves. The factors
         stand outside the tree of the parameters: libraries attach the sharding of a parameter to
-        every array in the parameter's place.
+        every array in the parameter's place. Without parameters, a scalar stands for the tuple.
     """
 
     count: Array  # type: ignore[assignment]
     mu: ArrayTree
     nu: ArrayTree
-    factors: tuple[KroneckerFactors, ...]
+    factors: tuple[KroneckerFactors, ...] | Array
 
 
 class KroneckerOptions(NamedTuple):
-    """The settings, hashable."""
+    """The arguments of :func:`scale_by_kronecker`; hashable."""
 
     b1: float
     b2: float
@@ -87,19 +87,18 @@ def scale_by_kronecker(
     for a mean M of the gradients G: the natural gradient, with R ⊗ L taken for the second moment of
     the gradients. The root mean square of D is set to ``rms``. A parameter of more than two axes
     is a matrix of its last axis by all the others; vectors, scalars and matrices of one row or
-    column follow Adam. Multiplying the objective by a constant changes nothing but what ``eps``
-    does.
+    column follow Adam. Multiplying the objective by a constant changes only the effect of ``eps``.
 
-    With ``correction="exact"`` the moments L and R are kept, and factorised every ``every`` calls.
-    With ``"rank_one"`` only the roots of their inverses are, and each call corrects them by rank
-    one for a random combination of the new gradient's columns, and of its rows: in quadratic time,
-    without a factorisation, but at a loss: on the networks below it was far ahead of Adam, though
-    not of Muon.
+    With ``correction="exact"`` the state keeps the moments L and R, factorised every ``every``
+    calls. With ``"rank_one"`` the state keeps only the roots of their inverses, and each call
+    corrects the roots by rank one for random combinations of the gradient's columns and rows. A
+    correction takes quadratic time, without a factorisation, and gains less: on the networks below
+    rank one was far ahead of Adam, though not of Muon.
 
-    Where it pays: on batches of 128 digits, 300 gradients, every method at its best rate, the
-    defaults left a training loss below that of Adam, SOAP and Muon on a CNN, an RNN and a small
-    transformer: 0.4, 0.2 and 0.01 of Adam's, 0.8, 0.6 and 0.2 of Muon's. A step takes
-    1.2 to 1.7 times as long as Adam's there; at equal time it remained ahead on the RNN and the
+    Where the transformation pays: on batches of 128 digits, 300 gradients, every method at its best
+    rate, the defaults left a training loss below that of Adam, SOAP and Muon on a CNN, an RNN and a
+    small transformer: 0.4, 0.2 and 0.01 of Adam's, 0.8, 0.6 and 0.2 of Muon's. A step took 1.2 to
+    1.7 times as long as Adam's; at equal time the defaults remained ahead on the RNN and the
     transformer, and level with Muon on the CNN (``python -m tests.benchmarks training``).
 
     Args:
@@ -110,15 +109,15 @@ def scale_by_kronecker(
       damping: added to their diagonals, in units of the mean.
       every: calls between factorisations.
       correction: "exact" or "rank_one".
-      rms: root mean square of the entries of D. Those of Adam are somewhat below 1, and the two
-        share a learning rate.
-      max_side: a longer side has no factor, as if it were white.
+      rms: root mean square of the entries of D. Adam's, for vectors, is somewhat below 1, and one
+        learning rate multiplies both.
+      max_side: a longer side has no factor: the identity stands for its inverse.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``: ``update(grads, state, params, **ignored)``,
-      without a sign flip. A gradient that is not finite is handed on and changes no state. After
-      the last gradient of a matrix that gets none any more, its updates keep their size for some
-      hundred calls, until the mean has died away: freeze what is not trained.
+      without a sign flip. ``update`` returns a gradient that is not finite unchanged, and keeps the
+      state. Once the gradients of a matrix are zero, its updates keep their size for some hundred
+      calls, until the mean underflows: freeze a matrix that is no longer trained.
 
     Raises:
       TypeError: at ``init``, a parameter is not real floating.
@@ -158,12 +157,11 @@ def scale_by_kronecker(
         def zeros(leaf: Any) -> Array:
             return jnp.zeros(jnp.shape(leaf), at_least_float32(jnp.result_type(leaf)))
 
-        return ScaleByKroneckerState(
-            count=jnp.zeros((), jnp.int32),
-            mu=jax.tree.map(zeros, params),
-            nu=jax.tree.map(zeros, params),
-            factors=tuple(_no_factors(zeros(leaf), options) for leaf in jax.tree.leaves(params)),
-        )
+        count, mu, nu = jnp.zeros((), jnp.int32), *(jax.tree.map(zeros, params) for _ in range(2))
+        factors = tuple(_no_factors(zeros(leaf), options) for leaf in jax.tree.leaves(params))
+        # `optax.tree_map_params` calls `init` without parameters and needs a prefix of every state:
+        # a leaf is one, an empty tuple is not.
+        return ScaleByKroneckerState(count, mu, nu, factors or jnp.zeros(()))
 
     def update(
         updates: optax.Updates,
@@ -235,7 +233,7 @@ def _whiten(
 def _restored(
     factors: ArrayTree, means: list[Array], options: KroneckerOptions
 ) -> list[KroneckerFactors]:
-    """The factors of the parameters with these means, from whatever containers they come in.
+    """The factors of the parameters with these means, from containers of any type.
 
     A library that holds a state may replace its tuples, its named tuples and its ``None``. The
     shapes say which sides have factors, and only the order of the arrays is read from the state.
@@ -250,7 +248,7 @@ def _like(example: ArrayTree, tree: ArrayTree) -> ArrayTree:
 
 
 def _mixed(old: Array, new: Array, decay: float, finite: Array) -> Array:
-    """A running mean, unchanged by what is not finite."""
+    """A running mean, unchanged where ``finite`` does not hold."""
     weight = jnp.where(finite, jnp.asarray(1 - decay, old.dtype), 0)
     return jnp.where(finite, jnp.asarray(decay, old.dtype), 1) * old + weight * new
 
@@ -263,9 +261,9 @@ def _corrected(
     finite: Array,
     options: KroneckerOptions,
 ) -> KroneckerFactors:
-    """The factors after one more gradient, each side seen through the other's root."""
+    """The factors after one more gradient, to which each side applies the other side's root."""
     left, right = factors
-    rows = G if right is None else dot(G, right.root)  # its columns make up L's sample
+    rows = G if right is None else dot(G, right.root)  # the sample of L is rows · rowsᵀ/n
     columns = (G if left is None else dot(left.root.T, G)).T
     weight = jnp.where(finite, jnp.asarray(1 - options.decay, G.dtype), 0)
     due = finite & (count % options.every == 0)

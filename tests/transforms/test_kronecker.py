@@ -274,6 +274,19 @@ def test_only_the_order_of_the_factors_counts(correction, max_side, rng):
         np.testing.assert_array_equal(actual, wanted)
 
 
+def test_optax_finds_the_parameters_in_a_state():
+    """What is said of the parameters holds for the means, and the factors are no parameters."""
+    params, transform = {"a": jnp.ones((2, 3)), "b": jnp.ones(2)}, scale_by_kronecker()
+    state = transform.init(params)
+    names = optax.tree_map_params(
+        transform, lambda _, name: name, state, {"a": "A", "b": "B"}, transform_non_params=type
+    )
+    assert names.mu == names.nu == {"a": "A", "b": "B"}
+    assert names.factors is tuple
+    kept = optax.tree_map_params(transform, lambda leaf: leaf, state)
+    assert jax.tree.structure(kept) == jax.tree.structure(state)
+
+
 @pytest.mark.parametrize("where", ["masked", "partition", "donated"])
 def test_it_composes(where):
     chain = optax.chain(scale_by_kronecker(), optax.scale_by_learning_rate(0.2))
