@@ -66,7 +66,7 @@ def _line(cells: Iterable[tuple[Column, str]]) -> str:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Reads the options, and refuses what could not be done before anything is fitted."""
+    """Reads the options; an option that cannot be followed is an error before the first fit."""
     parser = argparse.ArgumentParser(
         prog="python -m jaxqn",
         description="Fits Fisher's iris data with each method beside SciPy's BFGS, then fits "
@@ -95,7 +95,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def plot_problem(path: Path) -> str | None:
-    """What keeps a plot from being written to ``path``, or None."""
+    """Why no plot can be written to ``path``, or None."""
     if path.suffix.lower() not in PLOT_SUFFIXES:
         return f"--plot writes {', '.join(PLOT_SUFFIXES)}; {str(path)!r} has another ending"
     if path.is_dir():
@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     try:
         run(options)
-    except BrokenPipeError:  # the reader has seen enough, as in `python -m jaxqn | head`
+    except BrokenPipeError:  # the reader has closed the pipe, as in `python -m jaxqn | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return 0
@@ -142,8 +142,8 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def introduction(iris: iris_demo.Problem) -> str:
-    """What is about to be fitted."""
+def introduction(iris: iris_demo.Dataset) -> str:
+    """The data and the model."""
     rows, features = iris.X.shape
     parameters = (1 + features) * len(iris.species)
     return (
@@ -155,7 +155,7 @@ def introduction(iris: iris_demo.Problem) -> str:
     )
 
 
-def compare_methods(iris: iris_demo.Problem, methods: Sequence[str]) -> tuple[iris_demo.Fit, Any]:
+def compare_methods(iris: iris_demo.Dataset, methods: Sequence[str]) -> tuple[iris_demo.Fit, Any]:
     """Prints the table of methods; returns the row of the best one and its parameters.
 
     The best is the converged fit with the fewest evaluations, or the lowest loss if none converged.
@@ -174,7 +174,7 @@ def compare_methods(iris: iris_demo.Problem, methods: Sequence[str]) -> tuple[ir
     return min(fits, key=lambda pair: pair[0].loss)
 
 
-def resample(iris: iris_demo.Problem, params: Any, method: str, resamples: int) -> iris_demo.Spread:
+def resample(iris: iris_demo.Dataset, params: Any, method: str, resamples: int) -> iris_demo.Spread:
     """Prints the table of the parameters' bootstrap spread, and returns it."""
     result, compile_ms, run_ms = iris_demo.bootstrap(iris, params, method, resamples)
     spread = iris_demo.spread(params, result.x)
@@ -197,7 +197,7 @@ def resample(iris: iris_demo.Problem, params: Any, method: str, resamples: int) 
 
 
 def closing(options: argparse.Namespace) -> str:
-    """What the tables say, and what to try next."""
+    """How to read the tables, and suggestions for the next run."""
     other = "float32" if options.dtype == "float64" else "float64"
     return (
         "\nThe optimum is unique, so all that converged agree on the loss; only the paths differ.\n"
@@ -208,7 +208,7 @@ def closing(options: argparse.Namespace) -> str:
     )
 
 
-def convergence(iris: iris_demo.Problem, methods: Sequence[str]) -> dict[str, list[float]]:
+def convergence(iris: iris_demo.Dataset, methods: Sequence[str]) -> dict[str, list[float]]:
     """The loss at every evaluation of each fit, by method."""
     values = {method: iris_demo.values_seen(iris, method) for method in methods}
     scipy_values: list[float] = []
@@ -218,9 +218,9 @@ def convergence(iris: iris_demo.Problem, methods: Sequence[str]) -> dict[str, li
 
 
 def plot(
-    path: Path, iris: iris_demo.Problem, spread: iris_demo.Spread, values: dict[str, list[float]]
+    path: Path, iris: iris_demo.Dataset, spread: iris_demo.Spread, values: dict[str, list[float]]
 ) -> None:
-    """Draws the parameters with their intervals, and how fast each method comes down."""
+    """Draws the parameters with their intervals, and the convergence of each method."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 5), layout="constrained")

@@ -27,7 +27,7 @@ GTOL = {"float32": 1e-5, "float64": 1e-8}
 REPEATS = 5
 
 
-class Problem(NamedTuple):
+class Dataset(NamedTuple):
     """A table to classify.
 
     Attributes:
@@ -57,7 +57,7 @@ class Fit(NamedTuple):
 
 
 class Spread(NamedTuple):
-    """What the resamples say about each parameter; every array has shape ``(features, species)``.
+    """The bootstrap spread of each parameter; every array has shape ``(1 + features, species)``.
 
     The intercept comes first, then the features in the table's order.
     """
@@ -68,7 +68,7 @@ class Spread(NamedTuple):
     upper: np.ndarray
 
 
-def load_iris(dtype: str) -> Problem:
+def load_iris(dtype: str) -> Dataset:
     """Fisher's 150 irises (1936), from the file in the package, as arrays of ``dtype``."""
     text = importlib.resources.files("jaxqn").joinpath("data/iris.csv").read_text("utf-8")
     header, *rows = csv.reader(text.splitlines())
@@ -78,32 +78,32 @@ def load_iris(dtype: str) -> Problem:
     standardised = (table - table.mean(axis=0)) / table.std(axis=0)
     one_hot = np.array([[label == name for name in species] for label in labels])
     features = tuple(name.removesuffix("_cm").replace("_", " ") for name in header[:-1])
-    return Problem(jnp.asarray(standardised, dtype), jnp.asarray(one_hot, dtype), features, species)
+    return Dataset(jnp.asarray(standardised, dtype), jnp.asarray(one_hot, dtype), features, species)
 
 
-def tolerance(problem: Problem) -> float:
+def tolerance(data: Dataset) -> float:
     """The largest gradient entry at which a fit counts as converged."""
-    return GTOL[problem.X.dtype.name]
+    return GTOL[data.X.dtype.name]
 
 
-def zero_params(problem: Problem) -> ArrayTree:
+def zero_params(data: Dataset) -> ArrayTree:
     """The starting point: every probability one third."""
-    features, species = problem.X.shape[1], problem.Y.shape[1]
+    features, species = data.X.shape[1], data.Y.shape[1]
     return {
-        "intercept": jnp.zeros(species, problem.X.dtype),
-        "weights": jnp.zeros((features, species), problem.X.dtype),
+        "intercept": jnp.zeros(species, data.X.dtype),
+        "weights": jnp.zeros((features, species), data.X.dtype),
     }
 
 
-def equal_shares(problem: Problem) -> Array:
-    """The weight of each row when all count alike; they sum to one."""
-    rows = problem.X.shape[0]
-    return jnp.full(rows, 1 / rows, problem.X.dtype)
+def equal_shares(data: Dataset) -> Array:
+    """The weight of each row where all rows count alike; the weights sum to one."""
+    rows = data.X.shape[0]
+    return jnp.full(rows, 1 / rows, data.X.dtype)
 
 
 def logits(params: ArrayTree, X: Array) -> Array:
     """Unnormalised log-probability of each species, shape ``(rows, species)``."""
-    # On an accelerator, float32 products are rounded to some three digits unless asked otherwise.
+    # `dot` asks for the highest precision: an accelerator rounds float32 products to three digits.
     return dot(X, params["weights"]) + params["intercept"][None, :]
 
 
@@ -115,25 +115,25 @@ def loss(params: ArrayTree, X: Array, Y: Array, shares: Array) -> Array:
 
 
 def milliseconds(run: Callable[[], Any]) -> tuple[Any, float]:
-    """The result of ``run()`` once it is there, and how long that took."""
+    """The result of ``run()`` and its run time, until the arrays are computed."""
     start = time.perf_counter()
     result = jax.block_until_ready(run())
     return result, 1e3 * (time.perf_counter() - start)
 
 
-def fit(problem: Problem, method: str) -> tuple[Fit, ArrayTree]:
+def fit(data: Dataset, method: str) -> tuple[Fit, ArrayTree]:
     """Minimises the loss with one of jaxqn's methods.
 
     Returns:
       The method's row of the table, with compile time apart from the median run time, and the
       fitted parameters.
     """
-    gtol = tolerance(problem)
+    gtol = tolerance(data)
 
     def solve(start: ArrayTree, X: Array, Y: Array, shares: Array) -> Any:
         return minimize(loss, start, (X, Y, shares), method=method, gtol=gtol)
 
-    inputs = zero_params(problem), problem.X, problem.Y, equal_shares(problem)
+    inputs = zero_params(data), data.X, data.Y, equal_shares(data)
     compiled, compile_ms = milliseconds(lambda: jax.jit(solve).lower(*inputs).compile())
     runs = [milliseconds(lambda: compiled(*inputs)) for _ in range(REPEATS)]
     result = runs[0][0]
@@ -155,20 +155,20 @@ def status_name(status: int) -> str:
     return Status(status).name.lower().replace("_", " ")
 
 
-def fit_scipy(problem: Problem, on_value: Callable[[float], None] | None = None) -> Fit | None:
-    """The same fit with SciPy's BFGS on the jitted value and gradient; None without SciPy.
+def fit_scipy(data: Dataset, on_value: Callable[[float], None] | None = None) -> Fit | None:
+    """The same fit by SciPy's BFGS with a jitted value and gradient; None without SciPy.
 
     Args:
-      problem: the table to classify.
-      on_value: called with every value of the loss that SciPy asks for.
+      data: the table to classify.
+      on_value: called with every value of the loss that SciPy evaluates.
     """
     try:
         import scipy.optimize
     except ImportError:
         return None
-    x0, unravel = ravel_pytree(zero_params(problem))
-    inputs = problem.X, problem.Y, equal_shares(problem)
-    value_and_grad = jax.jit(jax.value_and_grad(lambda x, *data: loss(unravel(x), *data)))
+    x0, unravel = ravel_pytree(zero_params(data))
+    inputs = data.X, data.Y, equal_shares(data)
+    value_and_grad = jax.jit(jax.value_and_grad(lambda x, *args: loss(unravel(x), *args)))
     compiled, compile_ms = milliseconds(lambda: value_and_grad.lower(x0, *inputs).compile())
 
     def fun(x: np.ndarray) -> tuple[float, np.ndarray]:
@@ -177,7 +177,7 @@ def fit_scipy(problem: Problem, on_value: Callable[[float], None] | None = None)
             on_value(float(value))
         return float(value), np.asarray(gradient, float)
 
-    options = {"gtol": tolerance(problem)}
+    options = {"gtol": tolerance(data)}
     result, run_ms = milliseconds(
         lambda: scipy.optimize.minimize(fun, np.asarray(x0), jac=True, options=options)
     )
@@ -194,37 +194,37 @@ def fit_scipy(problem: Problem, on_value: Callable[[float], None] | None = None)
     )
 
 
-def correctly_classified(problem: Problem, params: ArrayTree) -> int:
-    """How many rows the fitted model gives to their own species."""
-    guessed = jnp.argmax(logits(params, problem.X), axis=1)
-    return int(jnp.sum(guessed == jnp.argmax(problem.Y, axis=1)))
+def correctly_classified(data: Dataset, params: ArrayTree) -> int:
+    """How many rows the fitted model assigns to their own species."""
+    guessed = jnp.argmax(logits(params, data.X), axis=1)
+    return int(jnp.sum(guessed == jnp.argmax(data.Y, axis=1)))
 
 
-def resampled_shares(problem: Problem, resamples: int, seed: int = 0) -> Array:
+def resampled_shares(data: Dataset, resamples: int, seed: int = 0) -> Array:
     """Row weights of bootstrap resamples: how often each row was drawn, over the number of rows.
 
-    Drawing rows with replacement and weighting them by their counts are the same fit, and the
-    weights need no copy of the table. Shape ``(resamples, rows)``.
+    A fit to rows drawn with replacement equals a fit with their counts as weights, and weights need
+    no copy of the table. Shape ``(resamples, rows)``.
     """
-    rows = problem.X.shape[0]
+    rows = data.X.shape[0]
     counts = np.random.default_rng(seed).multinomial(rows, np.full(rows, 1 / rows), resamples)
-    return jnp.asarray(counts / rows, problem.X.dtype)
+    return jnp.asarray(counts / rows, data.X.dtype)
 
 
 def bootstrap(
-    problem: Problem, start: ArrayTree, method: str, resamples: int
+    data: Dataset, start: ArrayTree, method: str, resamples: int
 ) -> tuple[Any, float, float]:
     """Fits every resample from ``start`` in one ``vmap``.
 
     Returns:
       The batched result, the compile time and the run time in milliseconds.
     """
-    gtol = tolerance(problem)
+    gtol = tolerance(data)
 
     def refit(X: Array, Y: Array, shares: Array) -> Any:
         return minimize(loss, start, (X, Y, shares), method=method, gtol=gtol)
 
-    inputs = problem.X, problem.Y, resampled_shares(problem, resamples)
+    inputs = data.X, data.Y, resampled_shares(data, resamples)
     batched = jax.jit(jax.vmap(refit, in_axes=(None, None, 0)))
     compiled, compile_ms = milliseconds(lambda: batched.lower(*inputs).compile())
     result, run_ms = milliseconds(lambda: compiled(*inputs))
@@ -244,7 +244,7 @@ def _stack_intercept(params: ArrayTree) -> np.ndarray:
     return np.concatenate([intercept, np.asarray(params["weights"], float)], axis=-2)
 
 
-def values_seen(problem: Problem, method: str) -> list[float]:
+def values_seen(data: Dataset, method: str) -> list[float]:
     """The loss at every evaluation of one fit, in order, from inside the compiled program."""
     values: list[float] = []
 
@@ -253,8 +253,8 @@ def values_seen(problem: Problem, method: str) -> list[float]:
         jax.debug.callback(lambda v: values.append(float(v)), value, ordered=True)
         return value
 
-    data = problem.X, problem.Y, equal_shares(problem)
-    gtol = tolerance(problem)
-    jax.block_until_ready(minimize(recorded, zero_params(problem), data, method=method, gtol=gtol))
+    inputs = data.X, data.Y, equal_shares(data)
+    gtol = tolerance(data)
+    jax.block_until_ready(minimize(recorded, zero_params(data), inputs, method=method, gtol=gtol))
     jax.effects_barrier()
     return values

@@ -1,4 +1,4 @@
-"""What the transformations share: dtypes, one compilation per call, and objectives."""
+"""Helpers of all transformations: dtypes, compiled eager calls, and objectives with data."""
 
 import inspect
 from collections.abc import Callable
@@ -28,7 +28,7 @@ def float_dtypes(params: optax.Params) -> dict[np.dtype, str]:
 
 
 def check_one_dtype(params: optax.Params) -> None:
-    """A dense method works on one flat vector, which has one dtype."""
+    """Raise an error for mixed dtypes: a dense method works on one flat vector of one dtype."""
     dtypes = float_dtypes(params)
     if len(dtypes) > 1:
         found = ", ".join(f"{name} is {dtype}" for dtype, name in dtypes.items())
@@ -49,7 +49,7 @@ def all_entries(holds: Callable[[Array], Array], tree: ArrayTree) -> Array:
 
 
 def unbiased(mean: ArrayTree, decay: float, count: Array) -> ArrayTree:
-    """A running mean from zero over the weight 1 − decayᵏ that it has had; zero at k = 0."""
+    """A running mean that began at zero, over its total weight 1 − decayᵏ; zero at k = 0."""
 
     def of_leaf(v: Array) -> Array:
         k = jnp.maximum(count, 1).astype(v.dtype)
@@ -64,11 +64,12 @@ def adam_diagonal(nu: ArrayTree, decay: float, eps: float, count: Array) -> Arra
 
 
 def once(compiled: Any, *operands: Any, **static: Any) -> Any:
-    """Call a jitted function; inside somebody else's trace, the function that it wraps.
+    """Call a jitted function; inside another trace, call the function under the ``jit``.
 
-    An eager training loop calls ``update`` at every step: under ``jit`` it is traced once, not
-    every time. A trace in progress gains nothing from that, and neither can an unhashable static.
-    Without updates, as for a label of ``optax.partition`` that no parameter has, nothing is done.
+    An eager training loop calls ``update`` at every step, and ``jit`` traces the step only once.
+    Inside another trace a second ``jit`` saves nothing, and ``jit`` refuses an unhashable static.
+    Without updates, as for a label of ``optax.partition`` that no parameter has, the state is
+    returned unchanged.
     """
     updates, state, *_ = operands
     if not jax.tree.leaves(updates):
@@ -84,11 +85,11 @@ def once(compiled: Any, *operands: Any, **static: Any) -> Any:
 
 
 class BoundObjective(NamedTuple):
-    """A ``value_fn`` with those of its extra arguments that are no arrays: hashable, so static.
+    """A ``value_fn`` bound to the extra arguments that are no arrays; hashable, to be static.
 
     Attributes:
       value_fn: ``(params, **data) -> value``, or ``(value, aux)``.
-      statics: the data with holes where its arrays go, and the structure to put them back.
+      statics: the leaves of the data with ``None`` for every array, and the structure of the data.
       has_aux: whether ``value_fn`` returns auxiliary data beside its value.
     """
 
@@ -114,7 +115,7 @@ def check_can_evaluate(
     instead: str | None = None,
     **given: Any,
 ) -> None:
-    """Whoever evaluates the objective needs the parameters, all of them, and these arguments."""
+    """Raise an error unless ``params`` are given, unmasked, and so are these arguments."""
     call = "".join(f", {name}=..." for name in given)
     if params is None:
         raise ValueError(f"{who} needs the parameters: call update(grads, state, params{call})")
@@ -129,9 +130,9 @@ def check_can_evaluate(
 
 
 def check_unmasked(who: str, params: optax.Params) -> None:
-    """The objective cannot be called with parameters of which some are masked.
+    """Raise an error where some parameters are masked, since ``value_fn`` needs them all.
 
-    Where all are, there is nothing to do, and it is not called.
+    With all parameters masked there are no updates, and ``value_fn`` is not called.
     """
     leaves = jax.tree.leaves(params, is_leaf=lambda leaf: isinstance(leaf, optax.MaskedNode))
     masked = [isinstance(leaf, optax.MaskedNode) for leaf in leaves]
@@ -146,7 +147,7 @@ def check_unmasked(who: str, params: optax.Params) -> None:
 def split_data(
     value_fn: Callable[..., Any], extra_args: dict[str, Any]
 ) -> tuple[list[Any], tuple[tuple[Any, ...], Any]]:
-    """The extra arguments that ``value_fn`` takes, as arrays and everything else."""
+    """The extra arguments that ``value_fn`` takes, arrays apart from all others."""
     leaves, structure = jax.tree.flatten(_accepted_by(value_fn, extra_args))
     is_array = [isinstance(leaf, jax.Array | np.ndarray | np.generic) for leaf in leaves]
     arrays = [leaf if array else None for leaf, array in zip(leaves, is_array, strict=True)]
@@ -158,7 +159,7 @@ def _accepted_by(value_fn: Callable[..., Any], extra_args: dict[str, Any]) -> di
     """The extra arguments that the objective can take beside the parameters."""
     try:
         first, *rest = inspect.signature(value_fn).parameters.values()
-    except (TypeError, ValueError):  # a builtin, say
+    except (TypeError, ValueError):  # for instance a builtin
         return {}
     kinds = {p.name: p.kind for p in rest}
     if inspect.Parameter.VAR_KEYWORD in kinds.values():

@@ -30,8 +30,9 @@ def scale_by_lbfgs(
 ) -> optax.GradientTransformationExtraArgs:
     """:func:`scale_by_quasi_newton` with :func:`jaxqn.lbfgs_memory`.
 
-    The parameters are not ravelled, and every array of the state is sharded as they are. Through
-    its steps, derivatives are taken in forward mode (``jax.jvp``) only; dense methods have both.
+    The parameters are not ravelled, and every array of the state keeps their sharding. JAX
+    differentiates through the steps in forward mode (``jax.jvp``) only; through the steps of dense
+    methods, in both modes.
 
     Args:
       memory: pairs to keep. With 1, every step is the gradient corrected by rank 2.
@@ -74,7 +75,7 @@ class ScaleByCorrectedAdamState(NamedTuple):
 
     Attributes:
       nu: running mean of the squared gradients, like the parameters, in float32 or wider.
-      pairs: the pairs and what made them, a :class:`ScaleByQuasiNewtonState`.
+      pairs: the pairs, with the last point and gradient, a :class:`ScaleByQuasiNewtonState`.
     """
 
     nu: ArrayTree
@@ -88,12 +89,13 @@ def scale_by_corrected_adam(
 
         H g,   H the L-BFGS matrix of the newest pairs from H₀ = diag(1/(√ν̂ + eps)),
 
-    with ν̂ the bias-corrected running mean of g². Where H g is no direction of descent, it is H₀ g.
-    The gradients themselves are not averaged: put ``optax.ema`` or ``optax.trace`` after it.
+    with ν̂ the bias-corrected running mean of g². Where −H g is no direction of descent, ``update``
+    returns H₀ g. The transformation does not average gradients: ``optax.ema`` or ``optax.trace``
+    after it averages the directions.
 
     Args:
       b2: decay of the second moment.
-      eps: term added to its root.
+      eps: term added to √ν̂.
       memory: pairs to keep; each is a correction of rank 2.
 
     Returns:
@@ -161,7 +163,7 @@ def _corrected_adam(
     memory: int,
     searched: bool,
 ) -> tuple[optax.Updates, ScaleByCorrectedAdamState]:
-    """Second moment, then the pairs on top of it."""
+    """The second moment, then the pairs with Adam's diagonal as H₀."""
     finite = all_entries(jnp.isfinite, updates)
 
     def second_moment(g: Array, nu: Array) -> Array:

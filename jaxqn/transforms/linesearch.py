@@ -35,8 +35,8 @@ class LinesearchInfo(NamedTuple):
     """How the last search went.
 
     Attributes:
-      nfev: evaluations of value and gradient it took, int32.
-      failed: whether it found no acceptable step; the step taken is then that of its lowest
+      nfev: evaluations of value and gradient, int32.
+      failed: whether the search found no acceptable step; the step taken is then that of the lowest
         trial, or zero.
     """
 
@@ -45,12 +45,12 @@ class LinesearchInfo(NamedTuple):
 
 
 class ScaleByLinesearchState(NamedTuple):
-    """State of :func:`scale_by_linesearch`, under the names that optax gives to such things.
+    """State of :func:`scale_by_linesearch`, with the field names of optax's searches.
 
     Attributes:
       learning_rate: the step length alpha taken, 0 if none.
       value: the objective at the new parameters; infinite before the first search.
-      grad: its gradient there, like the parameters.
+      grad: the gradient there, like the parameters.
       expected: by how much the next step may promise to decrease the objective; infinite at first.
       info: a :class:`LinesearchInfo`.
     """
@@ -93,12 +93,12 @@ def scale_by_linesearch(
 ) -> optax.GradientTransformationExtraArgs:
     """Scale the updates by the step length that a jaxqn line search finds.
 
-    The updates handed in are a direction to go, already negative. The first trial is 1, or less
-    after a search that had to stop short of that (Nocedal & Wright, 2006, eq. 3.60), or where it
-    promises a decrease out of all proportion; at the first call, and along the plain negative
-    gradient, it is the driver's first step, whatever the scale of the objective. A search that
-    fails takes its lowest trial, or a zero step if none was lower than the start: never a worse
-    point, and ``state.info.failed`` says so.
+    The updates are a direction of descent: earlier transformations have flipped the sign. The
+    first trial is 1, or less after a search that stopped short of 1 (Nocedal & Wright, 2006, eq.
+    3.60), or where the model promises a decrease out of proportion. At the first call, and along
+    the plain negative gradient, the first trial is the driver's, min(1/‖d‖, 2 |f|/|dᵀg|), which
+    follows the scale of the objective. A search that fails sets ``state.info.failed`` and takes its
+    lowest trial, or a zero step if no trial was lower than the start: never a worse point.
 
     Args:
       linesearch: a :class:`jaxqn.LineSearch`; by default :func:`jaxqn.wolfe`.
@@ -106,10 +106,10 @@ def scale_by_linesearch(
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``: ``update(updates, state, params, *, value, grad,
-      value_fn, **data)``, with the objective, and its value and gradient at ``params``. Of ``data``
-      the objective gets what its signature names, or all if it takes ``**kwargs``. An eager call
-      compiles ``value_fn`` as ``jax.jit`` would, once: keep it one function, and pass what changes
-      as arrays in ``data``, since anything else that it reads is read once.
+      value_fn, **data)``, with the objective, and its value and gradient at ``params``.
+      ``value_fn`` receives those of ``data`` that its signature names, or all if it takes
+      ``**kwargs``. An eager call compiles ``value_fn`` once, as ``jax.jit`` would: keep it one
+      function, and pass changing data as arrays, because JAX reads everything else only once.
 
     Raises:
       TypeError: ``linesearch`` is no line search; ``value``, ``grad`` or ``value_fn`` is missing.
@@ -190,7 +190,7 @@ def _search(
     objective: BoundObjective,
     linesearch: LineSearch,
 ) -> tuple[optax.Updates, ScaleByLinesearchState]:
-    """Run the machine to its end."""
+    """Run the state machine of the line search to its end, one trial per trip of the loop."""
     dtype = state.learning_rate.dtype
     direction = optax.tree.cast(updates, dtype)
 

@@ -26,13 +26,14 @@ __all__ = ["ScaleByNewtonState", "scale_by_newton"]
 
 
 class ScaleByNewtonState(NamedTuple):
-    """What the last Hessian was like; :func:`scale_by_newton` remembers nothing else.
+    """The spectrum of the last Hessian, for the reader: :func:`scale_by_newton` uses no state.
 
     Attributes:
-      smallest: its smallest eigenvalue, shape ``()``.
-      largest: its largest.
+      smallest: the smallest eigenvalue, shape ``()``.
+      largest: the largest.
       corrected: how many eigenvalues were corrected, int32.
-      dropped: how many needed it beyond ``rank``, and were left out, int32.
+      dropped: how many more needed a correction beyond ``rank``, int32; the inverse is zero along
+        their eigenvectors.
     """
 
     smallest: Array
@@ -51,9 +52,9 @@ def scale_by_newton(
     """Multiply the updates by the corrected inverse of the Hessian of ``value_fn``.
 
     The matrix is :func:`jaxqn.spectral_inverse` of the Hessian at ``params``: positive definite
-    and bounded, so that a gradient becomes the opposite of a direction of descent, at a saddle and
-    on a flat floor too. Updates that are not finite pass as they are; so do all where the Hessian
-    is not finite.
+    and bounded, so that a gradient becomes the opposite of a direction of descent, also at a saddle
+    and where the Hessian is singular. Where the updates or the Hessian are not finite, the updates
+    pass unchanged.
 
     Args:
       rank: how many eigenvalues may be corrected; see :func:`jaxqn.spectral_inverse`.
@@ -63,8 +64,8 @@ def scale_by_newton(
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``: ``update(updates, state, params, *, value_fn,
-      **data)``. As in :func:`jaxqn.scale_by_linesearch`, ``value_fn`` gets what its signature names
-      of ``data``, and an eager call compiles it once.
+      **data)``. As in :func:`jaxqn.scale_by_linesearch`, ``value_fn`` receives those of ``data``
+      that its signature names, and an eager call compiles ``value_fn`` once.
 
     Raises:
       TypeError: ``value_fn`` is missing; at ``init``, a parameter is not real floating.
@@ -85,7 +86,7 @@ def scale_by_newton(
     if floor is not None:
         floor = check_number("floor", floor, "a fraction in (0, 1]")
     options = (("rank", rank), ("floor", floor), ("mode", mode))
-    jax.eval_shape(lambda B: spectrum_of(B, **dict(options)), jnp.zeros((1, 1)))  # their errors
+    jax.eval_shape(lambda B: spectrum_of(B, **dict(options)), jnp.zeros((1, 1)))  # raises if wrong
 
     def init(params: optax.Params) -> ScaleByNewtonState:
         check_one_dtype(params)
@@ -126,7 +127,7 @@ def _newton_step(
     objective: BoundObjective,
     options: tuple[tuple[str, Any], ...],
 ) -> tuple[optax.Updates, ScaleByNewtonState]:
-    """Hessian, correction, product."""
+    """The Hessian, its corrected inverse, and the product with the updates."""
     raw, unravel = ravel_pytree(updates)
     x, unravel_params = ravel_pytree(params)
     dtype = state.smallest.dtype

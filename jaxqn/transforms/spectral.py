@@ -1,4 +1,4 @@
-"""A spectral correction of whatever comes before it in an optax chain."""
+"""A spectral correction of the updates from earlier transformations of an optax chain."""
 
 import functools
 from collections.abc import Callable
@@ -32,7 +32,7 @@ class ScaleBySpectralCorrectionState(NamedTuple):
       products: Hessian-vector products so far, int32.
       vectors: unit vectors v, a stack like the parameters with a leading axis.
       values: their eigenvalues at the last computation, shape ``(k,)``.
-      residuals: ‖B v − λ v‖ then, shape ``(k,)``.
+      residuals: ‖B v − λ v‖ at that computation, shape ``(k,)``.
       weights: c in P = I + Σ c v vᵀ, shape ``(k,)``.
     """
 
@@ -45,7 +45,7 @@ class ScaleBySpectralCorrectionState(NamedTuple):
 
 
 class SpectralOptions(NamedTuple):
-    """The settings, hashable."""
+    """The arguments of :func:`scale_by_spectral_correction` but ``has_aux``; hashable."""
 
     rank: int
     every: int
@@ -69,35 +69,38 @@ def scale_by_spectral_correction(
 
         P = I + Σ (r / f(λᵢ) − 1) vᵢ vᵢᵀ,   f(λ) = max(|λ| + ‖B v − λ v‖, floor · max|λ|),
 
-    with ``rank`` eigenpairs (λᵢ, vᵢ) of the Hessian B, found by Lanczos from Hessian-vector
-    products at every ``every``-th call, from the last ones on. A direction whose curvature is the
-    reference r is left alone. With ``which="largest"``, r is the next largest eigenvalue: steep
-    directions are flattened to the curvature of the rest, never the reverse, and the learning rate,
-    which they had limited, can grow by λ₁/r. Otherwise r is the largest magnitude: along flat, or
-    descending, directions steps grow as Newton's do, by 1/``floor`` at most. P is positive
-    definite, and multiplying the objective by a constant does not change it.
+    with ``rank`` eigenpairs (λᵢ, vᵢ) of the Hessian B. Every ``every``-th call computes the
+    eigenpairs anew by Lanczos, from Hessian-vector products and from the last eigenvectors. P keeps
+    a direction whose curvature is the reference r. With ``which="largest"``, r is the next largest
+    eigenvalue: P flattens steep directions to the curvature of the rest, never the reverse, and the
+    learning rate, no longer limited by them, can grow by λ₁/r. Otherwise r is the largest
+    magnitude: along directions of small or negative curvature steps grow as Newton's do, by
+    1/``floor`` at most. P is positive definite, and multiplying the objective by a constant does
+    not change P.
 
-    Where it pays: where a few steep directions limit the learning rate and last. On batches of 128
-    digits, at equal budgets with the products counted and a learning rate tuned for each, the
-    defaults made SGD with momentum several times better on a small CNN, by bearing the first steps
-    at a higher rate (a linear warm-up bears them too); they did not pay on a small RNN, nor after
-    Adam or plain SGD, and with smoothed labels and a falling rate they only made higher rates
-    bearable. Eigenvectors of one batch are hardly those of the next, so renewing them often cost
-    more than it gained (``python -m tests.benchmarks digits``).
+    Where the correction pays: where a few steep directions limit the learning rate for many steps.
+    On batches of 128 digits, at equal budgets with the products counted and a learning rate tuned
+    for each, the defaults made SGD with momentum several times better on a small CNN, because the
+    first steps stayed stable at a higher rate (a linear warm-up stabilises them too). The defaults
+    did not pay on a small RNN, nor after Adam or plain SGD; with smoothed labels and a falling
+    rate, the defaults only kept higher rates stable. The eigenvectors of one batch hardly agree
+    with those of the next, so frequent renewals cost more than they gained
+    (``python -m tests.benchmarks digits``).
 
     Args:
       rank: eigenpairs to correct.
       every: calls between computations of the eigenpairs.
       which: "largest", "smallest" (most negative) or "smallest_magnitude".
-      floor: smallest curvature to believe, as a fraction of the largest magnitude.
+      floor: smallest curvature allowed in f(λ), as a fraction of the largest magnitude.
       tol: residual to reach, as a fraction of the largest magnitude.
       max_products: Hessian-vector products allowed per computation; by default 10 (rank + 1).
       has_aux: whether ``value_fn`` returns ``(value, aux)``.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``: ``update(updates, state, params, *, value_fn,
-      **data)``; on mini-batches, ``value_fn`` is the loss on the batch at hand. As in
-      :func:`jaxqn.scale_by_linesearch`, ``value_fn`` gets what its signature names of ``data``.
+      **data)``; on mini-batches, ``value_fn`` is the loss on the present batch. As in
+      :func:`jaxqn.scale_by_linesearch`, ``value_fn`` receives those of ``data`` that its signature
+      names.
 
     Raises:
       TypeError: ``value_fn`` is missing; at ``init``, a parameter is not real floating.
@@ -105,7 +108,7 @@ def scale_by_spectral_correction(
 
     Cost: two passes over ``rank`` + 1 vectors per call; every ``every``-th, ``max_products``
     Hessian-vector products at most, each about two gradients. ``state.products`` counts them.
-    Memory: that of :func:`jaxqn.hessian_eigenpairs` while it runs, rank + 1 vectors otherwise.
+    Memory: that of :func:`jaxqn.hessian_eigenpairs` at such a call, rank + 1 vectors otherwise.
 
     Example:
       >>> f = lambda x: 50.0 * x[0] ** 2 + 5.0 * x[1] ** 2 + 0.5 * x[2] ** 2
@@ -180,7 +183,7 @@ def _correct(
     objective: BoundObjective,
     options: SpectralOptions,
 ) -> tuple[optax.Updates, ScaleBySpectralCorrectionState]:
-    """Renew the eigenpairs when it is time; apply P."""
+    """Renew the eigenpairs at every ``every``-th call; apply P."""
 
     def renew(state: ScaleBySpectralCorrectionState) -> ScaleBySpectralCorrectionState:
         pairs = hessian_eigenpairs(
@@ -213,17 +216,17 @@ def _correct(
 
 
 def _eigenpair_count(options: SpectralOptions) -> int:
-    """Eigenpairs to compute: the largest are measured against the next one."""
+    """Eigenpairs to compute: ``rank``, and one more as the reference for the largest."""
     return options.rank + (options.which == "largest")
 
 
 def _weights(pairs: Eigenpairs, options: SpectralOptions) -> Array:
-    """Weights r / f(λ) − 1 of the pairs to correct; 0 for the one they are measured against."""
+    """Weights r / f(λ) − 1 of the pairs to correct; 0 for the pair of the reference."""
     curvature = jnp.abs(pairs.values) + pairs.residuals
     curvature = jnp.maximum(curvature, options.floor * pairs.scale)
     reference = curvature[-1] if options.which == "largest" else pairs.scale
     flat = pairs.scale == 0
     weights = reference / jnp.where(flat, 1, curvature) - 1
-    if options.which == "largest":  # no more than the reference is what is flattened
+    if options.which == "largest":  # only curvature above the reference is changed
         weights = jnp.minimum(weights, 0)
     return jnp.where(flat | (jnp.arange(weights.size) >= options.rank), 0, weights)

@@ -110,7 +110,7 @@ def scale_by_stochastic_lbfgs(
       Byrd, Hansen, Nocedal & Singer, SIAM J. Optim. 26 (2016), for pairs of averaged iterates;
       Wang, Ma, Goldfarb & Liu, SIAM J. Optim. 27 (2017), for damping (SdLBFGS).
     """
-    lbfgs_memory(memory)  # its error
+    lbfgs_memory(memory)  # raises for a memory out of range
     adam = AdamOptions(
         b1=check_number("b1", b1, "a fraction in [0, 1)"),
         b2=check_number("b2", b2, "a fraction in [0, 1)"),

@@ -38,10 +38,9 @@ class AdamOptions(NamedTuple):
 
 
 class PairOptions(NamedTuple):
-    """When pairs are made, and what the memory does with them; hashable.
+    """The arguments of :func:`jaxqn.scale_by_stochastic_lbfgs` that concern pairs; hashable.
 
-    The fields are the arguments of :func:`jaxqn.scale_by_stochastic_lbfgs`; ``decay`` is
-    ``pair_decay``.
+    ``decay`` is ``pair_decay`` there.
     """
 
     memory: int
@@ -145,7 +144,7 @@ def _with_means(
     finite: Array,
     adam: AdamOptions,
 ) -> ScaleByStochasticLBFGSState:
-    """The state with one more gradient in its means, if that is finite.
+    """The state with one more gradient in its means, where ``finite`` holds.
 
     ``place`` counts the calls of the window from 1.
     """
