@@ -1,4 +1,4 @@
-"""Errors for bad input, before any tracing: what was wrong, what was expected, how to mend it."""
+"""Errors for bad input, before any tracing: what is wrong, what is expected, how to correct it."""
 
 from jaxqn.checks.arrays import (
     check_initial,

@@ -1,4 +1,4 @@
-"""Checks of arrays before any tracing: what was wrong, what was expected, how to mend it."""
+"""Checks of arrays before any tracing: what is wrong, what is expected, how to correct it."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ __all__ = [
 
 
 DIAGONAL = "with limited memory, it is a diagonal"
-"""What an initial inverse Hessian is where there is no matrix."""
+"""The hint of an error message about an initial inverse Hessian without a matrix."""
 
 
 def check_x0(x0: ArrayTree) -> tuple[ArrayTree, np.dtype, int]:

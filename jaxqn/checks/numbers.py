@@ -39,7 +39,7 @@ def check_count(name: str, value: Any, *, least: int = 1) -> int:
 
 
 def check_number(name: str, value: Any, expected: str) -> Any:
-    """A hyperparameter as a float; what is traced, as in a schedule, is not looked at."""
+    """A hyperparameter as a float; a traced value, as in a schedule, passes unchecked."""
     if isinstance(value, jax.core.Tracer):
         return value
     if not _RANGES[expected](value):

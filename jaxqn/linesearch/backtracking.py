@@ -32,11 +32,11 @@ class BacktrackingState(NamedTuple):
 def backtracking(*, c1: float = 1e-4, shrink: float = 0.5, max_trials: int = 30) -> LineSearch:
     """Backtracking line search with safeguarded quadratic interpolation.
 
-    Accepts phi(alpha) ≤ phi(0) + c1 alpha phi'(0), or the approximate Wolfe conditions where the
+    It accepts phi(alpha) ≤ phi(0) + c1 alpha phi'(0), or the approximate Wolfe conditions where the
     value is at its rounding noise. A refused trial is followed by the minimiser of the parabola
     through phi(0), phi'(0) and phi(alpha), kept within [0.1, ``shrink``] · alpha. It never
-    lengthens the first trial, so pairs with too little curvature occur and are skipped by the
-    update; prefer :func:`jaxqn.wolfe` unless gradients are dear.
+    lengthens the first trial, so that pairs with too little curvature occur, and the update skips
+    them; prefer :func:`jaxqn.wolfe` unless gradients are expensive.
 
     Args:
       c1: fraction of the predicted decrease to insist on, in [0, 1/2).
@@ -78,7 +78,7 @@ def backtracking(*, c1: float = 1e-4, shrink: float = 0.5, max_trials: int = 30)
         shorter = jnp.where(curved, parabola, 0.1 * alpha)
         trials = state.trials + 1
         next_alpha = jnp.clip(shorter, 0.1 * alpha, shrink * alpha)
-        # A visible rise here, and at the next trial rounding would hide even a decrease.
+        # The value rises visibly, and at the next trial rounding would hide even a decrease.
         noise = rounding_noise(phi0)
         hopeless = (phi > phi0 + noise) & (next_alpha * jnp.abs(dphi0) < noise)
         exhausted = (trials >= max_trials) | hopeless

@@ -1,6 +1,6 @@
-"""What it means for a step length to be acceptable. The searches and the tests share this page.
+"""Conditions on a step length. The searches, the loop and the tests share this module.
 
-phi0, dphi0 are value and slope at 0; phi, dphi those at alpha.
+Value and slope are phi0 and dphi0 at 0, phi and dphi at alpha.
 """
 
 import jax.numpy as jnp
@@ -31,14 +31,14 @@ def strong_curvature(dphi0: Array, dphi: Array, c2: float) -> Array:
 def strong_wolfe(
     phi0: Array, dphi0: Array, alpha: Array, phi: Array, dphi: Array, c1: float, c2: float
 ) -> Array:
-    """Both of the above (Nocedal & Wright, eq. 3.7)."""
+    """Sufficient decrease and a small slope (Nocedal & Wright, eq. 3.7)."""
     return armijo(phi0, dphi0, alpha, phi, c1) & strong_curvature(dphi0, dphi, c2)
 
 
 def approximate_wolfe(
     phi0: Array, dphi0: Array, phi: Array, dphi: Array, c1: float, c2: float
 ) -> Array:
-    """The Wolfe conditions read off slopes alone, for where phi is at its rounding noise.
+    """The Wolfe conditions in terms of slopes, for values at their rounding noise.
 
         (2 c1 − 1) dphi0 ≥ dphi ≥ c2 dphi0   and   phi ≤ phi0 + rounding_noise(phi0)
 
@@ -50,14 +50,15 @@ def approximate_wolfe(
 
 
 def rounding_noise(phi: Array) -> Array:
-    """Change of a value that rounding alone can make: 10 eps |phi|."""
+    """The change of a value that rounding alone can cause: 10 eps |phi|."""
     return 10 * eps(phi.dtype) * jnp.abs(phi)
 
 
 def agreement(phi0: Array, phi: Array, change: Array) -> Array:
-    """Whether two values differ by what slopes make of it, ``change``, up to rounding and a half.
+    """Whether the difference of two values agrees with ``change``, the slopes' prediction of it.
 
-    That is alpha (dphi0 + dphi) / 2, by the trapezoidal rule.
+    The trapezoidal rule predicts alpha (dphi0 + dphi) / 2. Rounding and half of the difference are
+    allowed for.
     """
     error = jnp.abs(phi - phi0 - change)
     return error <= rounding_noise(phi0) + 0.5 * jnp.abs(phi - phi0)

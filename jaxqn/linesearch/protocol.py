@@ -25,7 +25,7 @@ class LineSearch(NamedTuple):
 
 
 def check_options(max_trials: int, **options: tuple[float, float, float]) -> None:
-    """Every option is given with its bounds, of which it may be the lower; and there are trials."""
+    """Raise unless every value is in its interval [low, high), and there is at least one trial."""
     for name, (value, low, high) in options.items():
         if not low <= value < high:
             raise ValueError(f"{name} must be at least {low} and below {high}, but it is {value}")
@@ -33,7 +33,7 @@ def check_options(max_trials: int, **options: tuple[float, float, float]) -> Non
 
 
 def check_linesearch(linesearch: Any) -> None:
-    """Raise unless this is a :class:`LineSearch`."""
+    """Raise unless ``linesearch`` is a :class:`LineSearch`."""
     if not isinstance(linesearch, LineSearch):
         raise TypeError(
             "linesearch must be a jaxqn.LineSearch such as jaxqn.wolfe() or "

@@ -1,8 +1,8 @@
 """The default line search: strong or approximate Wolfe, by bracketing and cubic interpolation.
 
-The textbook's two phases (extrapolate to a bracket, then zoom into it) written as one step of a
-state machine. A non-finite trial is an end of the bracket like any other that is too far, values at
-their rounding noise are judged by slopes, widths are relative, and no step length is tried twice.
+The textbook's two phases, extrapolating to a bracket and zooming into it, are one step of a state
+machine. A trial that is not finite counts as too far. Slopes decide where values differ by rounding
+only. Widths are relative, and no step length is tried twice.
 """
 
 import functools
@@ -19,11 +19,11 @@ __all__ = ["WolfeState", "wolfe"]
 
 
 PARABOLIC_SLOPE_LEFT = 0.6
-"""What part of the slope may remain where two trials look like those of a parabola.
+"""The part of the slope that may remain where two trials look like those of a parabola.
 
-The exact minimum is one trial away then, and steps much shorter than to it are poor pairs: on
-quadratics with eigenvalues many orders apart L-BFGS falls into dozens of steps that leave 0.618 of
-the slope each."""
+The exact minimum is then one trial away, and a much shorter step makes a poor pair: on quadratics
+with eigenvalues many orders apart L-BFGS would take dozens of steps that leave 0.618 of the slope
+each."""
 
 
 class WolfeState(NamedTuple):
@@ -53,20 +53,24 @@ def wolfe(
 ) -> LineSearch:
     """Line search for the strong Wolfe conditions, or the approximate ones.
 
-    Accepts alpha when phi(alpha) ≤ phi(0) + c1 alpha phi'(0) and |phi'(alpha)| ≤ c2 |phi'(0)|, or
-    when the approximate Wolfe conditions hold and phi(alpha) exceeds phi(0) by rounding at most.
-    Until a bracket is known it goes on to the minimiser of the cubic through the last two trials,
-    between 1.1 and ``growth`` times their distance further; inside a bracket to the minimiser of
-    the cubic through its ends, kept off them by a tenth of the width, or to the middle when the
-    last trial did not shrink the bracket by a third.
+    The search accepts alpha when
 
-    Where the last trial and the best before it look like those of a parabola (the cubic part of the
-    cubic through both is less than a fiftieth of the square part), the bounds on that minimiser
-    give way, the more the less it is; and no step is accepted that leaves more than 0.6 of the
-    slope, 2/5 of the way to the minimum.
+        phi(alpha) ≤ phi(0) + c1 alpha phi'(0)   and   |phi'(alpha)| ≤ c2 |phi'(0)|,
 
-    Gives up after ``max_trials``, where the bracket is as narrow as rounding allows, and where
-    values differ from what slopes make of them by as much on half the way: that is noise.
+    or when the approximate Wolfe conditions hold and phi(alpha) exceeds phi(0) by rounding at most.
+    Until a bracket is known, the next trial is the minimiser of the cubic through the last two
+    trials, between 1.1 and ``growth`` times their distance further. Inside a bracket it is the
+    minimiser of the cubic through its ends, at least a tenth of the width away from both, or the
+    middle when the last trial did not shrink the bracket by a third.
+
+    The last trial and the best before it look like those of a parabola where the cubic term of the
+    cubic through both is less than a fiftieth of the square term. The bounds on the minimiser then
+    widen, the more so the smaller the cubic term, and the search accepts no step that leaves more
+    than 0.6 of the slope, 2/5 of the way to the minimum.
+
+    The search gives up after ``max_trials``, where the bracket is as narrow as rounding allows, and
+    where noise shows: values then differ from the prediction of their slopes by as much on half the
+    distance.
 
     Args:
       c1: fraction of the predicted decrease to insist on, in [0, 1/2).
@@ -110,10 +114,10 @@ def wolfe(
         short = (doubt < 1) & (dphi < PARABOLIC_SLOPE_LEFT * dphi0) & (trials < max_trials)
         done &= ~short
 
-        # Where does the trial belong? Too far: it is the new far end. Otherwise it is the best so
-        # far, and the old best is the far end if the slope turned in between.
-        hidden = jnp.abs(phi - lo[1]) <= rounding_noise(phi0)
-        near = (decrease & (phi <= lo[1])) | (hidden & (dphi < 0))
+        # A trial that is too far becomes the far end. Any other becomes the best so far, and the
+        # old best becomes the far end if the slope changed its sign in between.
+        values_agree = jnp.abs(phi - lo[1]) <= rounding_noise(phi0)
+        near = (decrease & (phi <= lo[1])) | (values_agree & (dphi < 0))
         (too_far,) = computed_once(~(finite & near))
         turned = dphi * lo[2] < 0
         new_lo = jnp.where(too_far, lo, trial)
@@ -137,10 +141,12 @@ def _next_trial(
     closed = jnp.isfinite(hi[0])
     t = _cubic_minimiser(lo, jnp.where(closed, hi, last))
     found = jnp.isfinite(t)
-    # Inside, as a fraction of the way to hi; a tenth of it if hi is not finite.
+    # Inside, t is a fraction of the way to hi; a tenth of the way where the value at hi is not
+    # finite.
     off = jnp.minimum(0.1, doubt)
     inside = jnp.where(slow, 0.5, jnp.where(found, jnp.clip(t, off, 1 - off), 0.1))
-    # Beyond, the last is one way behind: t is negative, or as far as allowed.
+    # Beyond lo, t counts the way from lo to the last trial and is negative; without a minimiser
+    # there, the next trial is as far as allowed.
     reach = jnp.maximum(growth, 1 / doubt)
     beyond = jnp.where(found & (t < 0), jnp.clip(t, -reach, -1.1), -growth)
     return lo[0] + jnp.where(closed, inside * (hi[0] - lo[0]), beyond * (last[0] - lo[0]))
@@ -153,9 +159,9 @@ def _cubic_minimiser(u: Array, v: Array) -> Array:
       Nocedal & Wright, 2006, eq. 3.59, with slopes per unit of the way.
     """
     du, dv, change = _differences(u, v)
-    # Where rounding hides the change, the slopes say what it is, and the cubic is a parabola.
-    hidden = jnp.abs(change) + jnp.abs(du) + jnp.abs(dv) <= 2 * rounding_noise(u[1])
-    theta = du + dv - 3 * jnp.where(hidden, 0.5 * (du + dv), change)
+    # Where rounding hides the change, the slopes replace it, and the cubic is a parabola.
+    below_rounding = jnp.abs(change) + jnp.abs(du) + jnp.abs(dv) <= 2 * rounding_noise(u[1])
+    theta = du + dv - 3 * jnp.where(below_rounding, 0.5 * (du + dv), change)
     gamma = jnp.sqrt(theta**2 - du * dv)
     return 1 - (dv + gamma - theta) / (dv - du + 2 * gamma)
 
@@ -163,9 +169,9 @@ def _cubic_minimiser(u: Array, v: Array) -> Array:
 def _doubt(u: Array, v: Array) -> Array:
     """How little two trials look like those of a parabola with a minimum: √eps to 0.1, otherwise 1.
 
-    Five times the cubic part of the cubic through both over its square part, rounding counted in.
-    On a way 1/doubt times as long the one is a fifth of the other, and what a cubic leaves out is
-    less than that.
+    It is five times the cubic term of the cubic through both trials over its square term, with
+    rounding added. At 1/doubt times the distance the cubic term is a fifth of the square one, and
+    the terms that a cubic leaves out are smaller.
     """
     du, dv, change = _differences(u, v)
     noise = rounding_noise(jnp.abs(u[1]) + jnp.abs(change))
@@ -174,10 +180,10 @@ def _doubt(u: Array, v: Array) -> Array:
 
 
 def _noisy(lo: Array, hi: Array, trial: Array, phi0: Array) -> Array:
-    """Whether noise beyond rounding hides what a bracket had to show.
+    """Whether noise beyond rounding hides the function inside a bracket.
 
-    Values differ from what slopes make of them as the cube of the way: on half the way by an eighth
-    of that. Noise remains, and is more than both slopes could explain.
+    The disagreement of values and slopes of a smooth function falls as the cube of the distance: to
+    an eighth at half the distance. Noise does not fall, and exceeds what both slopes could explain.
     """
     hi = jnp.where(jnp.isfinite(hi[0]), hi, trial)
     far, near = _disagreement(lo, hi), _disagreement(lo, trial)
@@ -189,12 +195,12 @@ def _noisy(lo: Array, hi: Array, trial: Array, phi0: Array) -> Array:
 
 
 def _disagreement(u: Array, v: Array) -> Array:
-    """What two values differ by, less what slopes make of it by the trapezoidal rule."""
+    """The difference of two values, less the slopes' prediction by the trapezoidal rule."""
     du, dv, change = _differences(u, v)
     return jnp.abs(change - 0.5 * (du + dv))
 
 
 def _differences(u: Array, v: Array) -> tuple[Array, Array, Array]:
-    """Both slopes per way from u to v, and the change of the value."""
+    """Both slopes times the way from u to v, and the change of the value."""
     way = v[0] - u[0]
     return u[2] * way, v[2] * way, v[1] - u[1]

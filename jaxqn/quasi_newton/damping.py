@@ -44,8 +44,8 @@ def damped_step(s: ArrayTree, Hy: ArrayTree, t: Array) -> ArrayTree:
 def damped(qn: QuasiNewton, *, theta: float = 0.2) -> QuasiNewton:
     """The same approximation, fed with damped pairs.
 
-    A step whose curvature sᵀy falls short of ``theta`` yᵀH y is pulled towards H y until it has as
-    much, see :func:`jaxqn.powell_damping`, so that no pair is refused for want of curvature.
+    A step with sᵀy < ``theta`` yᵀH y is moved towards H y until both are equal, as in
+    :func:`jaxqn.powell_damping`, so that the update refuses no pair for its curvature.
 
     Args:
       qn: an approximation that keeps H positive definite.

@@ -20,10 +20,10 @@ def lbfgs_memory(m: int = 10, *, history_dtype: Any = None) -> QuasiNewton:
         H = H₀ + [S  H₀Y] [[R⁻ᵀ(D + YᵀH₀Y)R⁻¹, −R⁻ᵀ], [−R⁻¹, 0]] [S  H₀Y]ᵀ,
         R = triu(SᵀY),   D = diag(SᵀY),   gamma = sᵀy/yᵀy of the newest pair.
 
-    Refuses a pair without enough curvature (``has_curvature``), so that H is positive definite. If
-    H g is out of range in the dtype at hand, the product is H₀ g. An H0 given to ``init`` is a
-    positive diagonal like the parameters; it is not rescaled, and ``reset`` returns to it.
-    ``apply`` and ``advance`` take a keyword ``H0``, too, in place of H₀ for that product: such a
+    The method refuses a pair without enough curvature (``has_curvature``), so that H is positive
+    definite. If H g is out of the range of the dtype, the product is H₀ g. An H0 given to ``init``
+    is a positive diagonal like the parameters; it is not rescaled, and ``reset`` returns to it.
+    ``apply`` and ``advance`` also take a keyword ``H0``, which replaces H₀ for that product: such a
     diagonal, or any linear, positive definite function of a vector.
 
     Args:
@@ -78,10 +78,10 @@ def _second(grams: Grams, p: Array, b: Array) -> Array:
 
 
 def _coefficients(grams: Grams, a: Array, b: Array, gg: Array) -> tuple[Array, Array]:
-    """The two_halves with YᵀH₀Y known; zero where gᵀH g is not positive, or H g out of range."""
+    """Both p and w, from YᵀH₀Y; zero where gᵀH g is not positive, or H g is out of range."""
     p = _first(grams, a)
     w = _second(grams, p, b - dot(grams.yy, p))
-    # Norms (those of H₀ and of H₀⁻¹) of the terms that add up to H g.
+    # Norms of the terms that add up to H g: that of H₀⁻¹ for steps, that of H₀ for changes.
     sizes = jnp.sqrt(grams.ss), jnp.sqrt(jnp.diagonal(grams.yy))
     aw, bp, *terms = inner((a, w), (b, p), (jnp.abs(w), sizes[0]), (jnp.abs(p), sizes[1]))
     gHg = gg + (aw - bp)

@@ -35,7 +35,7 @@ __all__ = ["limited_memory"]
 
 
 def limited_memory(form: CompactForm, m: int, history_dtype: Any = None) -> QuasiNewton:
-    """A limited-memory approximation of that form; see ``lbfgs_memory``."""
+    """The limited-memory approximation of a compact form; its arguments are ``lbfgs_memory``'s."""
     if isinstance(m, bool) or not hasattr(m, "__index__"):
         raise TypeError(f"m must be a whole number of pairs, but it is {m!r}")
     if m < 1:
@@ -86,7 +86,7 @@ def _update(form: CompactForm, state: MemoryState, s: ArrayTree, y: ArrayTree) -
     s, y = rounded(s, state.s), rounded(y, state.y)
     squares = jnp.stack(products(*_squares(state, s, y)))
     state, accepted = _absorb(form, state, s, y, squares, _products(state, y))
-    # The gradient is not known here: the next one must not be taken for this one plus y.
+    # No gradient is known here, so that ``advance`` must not take y for the change since the last.
     return state._replace(gg=jnp.where(accepted, jnp.nan, state.gg))
 
 
@@ -121,7 +121,7 @@ def _advance(
     known = jnp.zeros((), bool)
     if is_exact(state.y, y):
         known = _same_gradient(state.gg, gg, own[1], squares[2])
-    # A loop of at most one trip, not a cond: under vmap it runs only when some lane has to.
+    # A loop of at most one trip, not a cond: under vmap the body runs only if some lane needs it.
     _, change = jax.lax.while_loop(
         lambda carry: carry[0],
         lambda carry: (jnp.zeros_like(carry[0]), _products(state, y)),
@@ -143,7 +143,7 @@ def _reset(state: MemoryState, when: Array) -> MemoryState:
 
 
 def _same_gradient(old_gg: Array, gg: Array, yg: Array, yy: Array) -> Array:
-    """Whether ‖g − y‖² is what it was at the last gradient, up to rounding."""
+    """Whether g − y is the last gradient, by its square and up to rounding."""
     drift = gg - 2 * yg + yy - old_gg
     return jnp.abs(drift) <= eps(gg.dtype) ** 0.5 * (gg + yy)
 
@@ -165,7 +165,7 @@ def _squares(
 def _absorb(
     form: CompactForm, state: MemoryState, s: ArrayTree, y: ArrayTree, squares: Array, change: Array
 ) -> tuple[MemoryState, Array]:
-    """Store a pair, given Sᵀy and YᵀH₀y: masks over small arrays, rows written in place."""
+    """Store a pair, given Sᵀy and YᵀH₀y: masks on small arrays, and rows written in place."""
     slot, (ss, sy, yy) = state.slot, squares
     here = jnp.arange(state.ss.size, dtype=slot.dtype) == slot
     curved = has_curvature(ss, sy, yy)
@@ -179,8 +179,8 @@ def _absorb(
     if state.start is None:
         gamma = form.scale * safe_divide(sy, yy, curved)
         trial = trial._replace(gamma=jnp.where(curved, gamma, state.gamma))
-    # Asking whether the columns are finite also orders the pass that made them before the writes
-    # of the rows. XLA then writes in place and copies no history.
+    # Asking whether the columns are finite also orders the pass that made them before the rows are
+    # written. XLA then writes in place and copies no history.
     accepted = form.accepts(by_age(trial), curved) & jnp.all(jnp.isfinite(columns))
     refused = (~accepted & (ss != 0)).astype(slot.dtype) * jnp.array([0, 1, 0], slot.dtype)
     state = state._replace(
@@ -198,30 +198,30 @@ def _absorb(
 def _product(
     form: CompactForm, state: MemoryState, g: ArrayTree, sg: Array, gg: Array, H0: Any
 ) -> ArrayTree:
-    """H g from Sᵀg and YᵀH₀g; with ``H0``, if any, in place of the state's."""
+    """H g from Sᵀg and YᵀH₀g; an ``H0`` replaces the state's H₀."""
     grams, oldest = by_age(state), state.slot
     a, b = jnp.where(grams.valid, jnp.roll(sg, -oldest, 1), 0)
 
-    def less(v: ArrayTree, c: Array, stack: ArrayTree) -> ArrayTree:
+    def minus(v: ArrayTree, c: Array, stack: ArrayTree) -> ArrayTree:
         mixed = combine(jnp.roll(c, oldest), stack, g)
         return jax.tree.map(lambda v, u: v.astype(u.dtype) - u, v, mixed)
 
     if H0 is None:
         p, w = form.coefficients(grams, a, state.gamma * b, state.gamma * gg)
-        z = times_diagonal(state.start, less(g, p, state.y))
+        z = times_diagonal(state.start, minus(g, p, state.y))
         z = jax.tree.map(lambda v: state.gamma.astype(v.dtype) * v, z)
     elif form.two_halves is None:
         raise TypeError("only L-BFGS takes an H0 for one product: give L-SR1 its H0 at init")
     else:
         first, second = form.two_halves
         p = _finite(first(grams, a))
-        q = cast_like(less(g, p, state.y), g)
+        q = cast_like(minus(g, p, state.y), g)
         z = H0(q) if callable(H0) else times_diagonal(H0, q)
         b = jnp.where(grams.valid, jnp.roll(dots(state.y, z, b.dtype), -oldest), 0)
         w = _finite(second(grams, p, b))
-    return cast_like(less(z, -w, state.s), g)
+    return cast_like(minus(z, -w, state.s), g)
 
 
 def _finite(c: Array) -> Array:
-    """The coefficients, or none of them where one is not finite."""
+    """The coefficients; zero where one of them is not finite."""
     return jnp.where(jnp.all(jnp.isfinite(c)), c, 0)

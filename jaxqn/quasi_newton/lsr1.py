@@ -1,11 +1,11 @@
-"""L-SR1: symmetric rank one in limited memory.
+"""L-SR1: symmetric rank one in limited memory, in its compact form.
 
     H = H₀ + Ψ M⁻¹ Ψᵀ,   Ψ = S − H₀ Y,   M = R + Rᵀ − D − Yᵀ H₀ Y,   R = triu(SᵀY),   D = diag(SᵀY).
 
 M need not be definite, and may be singular. Its factors without pivoting, M = L diag(d) Lᵀ, are the
 recursion itself: dⱼ = vⱼᵀyⱼ with vⱼ = sⱼ − H yⱼ for the H of the pairs before the j-th, and the vⱼ
-are the columns of Ψ L⁻ᵀ. A pivot that fails SR1's test is left out, as the recursion leaves out its
-pair.
+are the columns of Ψ L⁻ᵀ. A pivot that fails SR1's test is left out, just as the recursion leaves
+out the pair.
 """
 
 from typing import Any
@@ -30,24 +30,24 @@ def lsr1_memory(m: int = 10, *, history_dtype: Any = None) -> QuasiNewton:
         H = H₀ + Σⱼ vⱼ vⱼᵀ/(vⱼᵀyⱼ),   vⱼ = sⱼ − H yⱼ for the H of the pairs before the j-th.
 
     gamma is half of sᵀy/yᵀy of the newest pair with sᵀy > 0: the whole would make that pair's
-    s − H₀ y orthogonal to y. H may be indefinite. Refuses a pair unless
+    s − H₀ y orthogonal to y. H may be indefinite. The method refuses a pair unless
 
         |vᵀy| > √eps ‖y‖ Σ,
 
-    where Σ ≥ ‖v‖ adds up the norms of the vectors that v is a combination of: SR1's own test holds
-    then, and vᵀy is no mere rounding. A pair that passed may fail once an older one is dropped, or
-    gamma has changed; the product is then that of the recursion without it.
+    where Σ ≥ ‖v‖ adds up the norms of the vectors that v is a combination of: SR1's own test then
+    holds, and vᵀy is more than rounding. A pair that passed may fail once an older one is dropped
+    or gamma has changed; the recursion then leaves the pair out.
 
     Args:
       m: pairs to keep.
-      history_dtype: as in :func:`jaxqn.lbfgs_memory`, and so is H0 at ``init``; there is no ``H0``
-        for one product.
+      history_dtype: as in :func:`jaxqn.lbfgs_memory`, like H0 at ``init``; there is no ``H0`` for
+        one product.
 
     Returns:
       A :class:`jaxqn.QuasiNewton` over pytrees. Memory: 2 m n numbers.
 
     Raises:
-      TypeError: as :func:`jaxqn.lbfgs_memory`, and so is ``ValueError``.
+      TypeError, ValueError: as :func:`jaxqn.lbfgs_memory`.
 
     Cost: that of :func:`jaxqn.lbfgs_memory`.
 
@@ -68,7 +68,7 @@ def _pivots(grams: Grams) -> tuple[Array, Array, Array]:
     """The recursion in terms of inner products.
 
     Returns T, unit lower triangular, with v = Ψ Tᵀ; the denominators vⱼᵀyⱼ; which of them count.
-    Norms are those of H₀ for y, and of H₀⁻¹ for s and v.
+    The norm is that of H₀ for y, and that of H₀⁻¹ for s and v.
     """
     m, dtype = grams.ss.size, grams.ss.dtype
     M = grams.sy + jnp.triu(grams.sy, 1).T - grams.yy

@@ -27,11 +27,15 @@ METHODS: dict[str, QuasiNewton] = {
     "lbfgs": lbfgs_memory(),
     "newton": corrected_newton(),
 }
-"""The methods that :func:`jaxqn.minimize` knows by name."""
+"""The methods that :func:`jaxqn.minimize` knows by name.
+
+"osbfgs" is BFGS with Oren and Spedicato's test for self-scaling; "ssbfgs" and "ssbroyden" are
+self-scaled BFGS and the self-scaled Broyden method of Al-Baali and Khalfan.
+"""
 
 
 def method_by_name(name: str) -> QuasiNewton:
-    """The method of that name; an unknown name is an error that lists the known ones."""
+    """The method of that name; for an unknown one, a ValueError that lists the names."""
     try:
         return METHODS[name]
     except KeyError:

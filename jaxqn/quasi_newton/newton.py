@@ -1,4 +1,4 @@
-"""Newton's method with the spectral correction, as a value that the driver knows."""
+"""Newton's method with the spectral correction, as a quasi-Newton approximation."""
 
 import functools
 from typing import Any, Literal
@@ -20,8 +20,8 @@ def corrected_newton(
     """The corrected inverse of the exact Hessian, for :func:`jaxqn.minimize` and small n.
 
     At every new point H is :func:`jaxqn.spectral_inverse` of the Hessian there, so that −H g is a
-    direction of descent whatever the Hessian is: singular, indefinite or zero. Pairs are ignored. A
-    Hessian with entries that are not finite counts as the identity.
+    direction of descent whatever the Hessian is: singular, indefinite or zero. Pairs are ignored. H
+    is the identity where the Hessian has entries that are not finite.
 
     Args:
       rank: how many eigenvalues may be corrected; see :func:`jaxqn.spectral_inverse`.
@@ -59,6 +59,6 @@ def corrected_newton(
 
 
 def spectrum_of(B: Array, **options: Any) -> tuple[SpectralCorrection, Array]:
-    """The correction of a Hessian, and whether it is finite; where it is not, nobody may use it."""
+    """The correction of a Hessian, and whether the Hessian is finite; if not, it is meaningless."""
     entries = jnp.isfinite(B)
     return spectral_correction(jnp.where(entries, B, 0), **options), jnp.all(entries)

@@ -1,7 +1,7 @@
-"""Pairs (s, y) from noisy gradients: how to make one, whether to believe it, how far to damp it.
+"""Pairs (s, y) from noisy gradients: how to make one, when to trust it, how far to damp it.
 
-A difference of gradients on two different batches is mostly the difference of the batches. The
-pairs here are made of two gradients on one batch, whose noise cancels.
+The difference of gradients on two batches is mostly the difference of the batches. A pair here has
+both gradients on one batch, where the noise of the batch cancels.
 """
 
 from collections.abc import Callable
@@ -115,8 +115,8 @@ def doubly_damped_pair(
 
         y' = y + B s,   s' = t s + (1 − t) H y',   t ≤ 1 the largest with s'ᵀy' ≥ theta · y'ᵀH y'.
 
-    The first shift bounds H above, by B⁻¹ or so; the second, Powell's damping, keeps it positive
-    definite where y has too little curvature, or a negative one.
+    The first shift bounds H above, roughly by B⁻¹. The second, Powell's damping, keeps H positive
+    definite where y shows too little curvature, or negative curvature.
 
     Args:
       s: step, any pytree.
@@ -155,11 +155,11 @@ def absorb_noisy_pair(
 ) -> tuple[MemoryState, Array]:
     """Put a pair into a limited memory over H₀ = D, damped and in units of D.
 
-        gamma = running mean of sᵀy/yᵀD y;   absorbed is (s, gamma y), doubly damped with the floor
-        floor · D⁻¹, unless (s, y) is within its noise in the metric of D.
+        gamma = running mean of sᵀy/yᵀD y,
+        H corrected by (s, gamma y), doubly damped with B = floor · D⁻¹,
 
-    Where gamma y has the curvature of D⁻¹, H is D: only the differences in curvature between
-    directions are learned, not its size.
+    both unless (s, y) is within its noise in the metric of D. Where gamma y = D⁻¹ s, H stays D: H
+    learns how curvature differs between directions, and not its overall size.
 
     Args:
       qn: of :func:`jaxqn.lbfgs_memory`.
@@ -209,7 +209,8 @@ def bounded_direction(
 ) -> ArrayTree:
     """H g from H₀ = D, in the metric of D⁻¹ no longer than ``clip`` times D g.
 
-    It is D g without pairs, and where H g is no direction of descent or not finite.
+    The result is D g while there are no pairs, and where H g is no direction of descent or not
+    finite.
 
     Args:
       qn: of :func:`jaxqn.lbfgs_memory`.

@@ -1,7 +1,7 @@
 """The protocol of quasi-Newton approximations: an inverse Hessian as a value.
 
-A host (the loop, an optax transformation) knows this protocol only. Which update runs inside, and
-how its matrix is stored, each implementation in this folder decides for itself.
+A host (the loop, an optax transformation) knows this protocol only. Each implementation in this
+folder decides which update it runs and how it stores its matrix.
 """
 
 from collections.abc import Callable
@@ -50,7 +50,7 @@ def check_quasi_newton(qn: Any) -> None:
 
 
 def check_method(method: Any) -> None:
-    """The same, in the words of a driver."""
+    """Raise unless ``method``, the option of a driver, is a :class:`QuasiNewton`."""
     if not isinstance(method, QuasiNewton):
         raise TypeError(
             "method must be a name or a jaxqn.QuasiNewton such as jaxqn.dense(), but it is "

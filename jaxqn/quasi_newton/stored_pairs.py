@@ -1,4 +1,4 @@
-"""What a limited memory holds: its pairs, and the matrix that they make."""
+"""Readers of a limited memory: its pairs, and products with the matrix that they make."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ def stored_pairs(state: MemoryState) -> tuple[ArrayTree, ArrayTree, Array]:
     Raises:
       TypeError: the state is of a dense method, which keeps a matrix.
 
-    Cost: a copy of the history. It is compiled, for these shapes once, as is the product below.
+    Cost: a copy of the history; compiled once for these shapes.
 
     Example:
       >>> import jax.numpy as jnp
@@ -57,7 +57,7 @@ def inverse_hessian_product(state: MemoryState, v: ArrayTree) -> ArrayTree:
     Raises:
       TypeError: the state is of a dense method, which keeps a matrix.
 
-    Cost: two reads of the history.
+    Cost: two reads of the history; compiled once for these shapes.
 
     Example:
       >>> import jax.numpy as jnp
