@@ -156,7 +156,7 @@ def _queued(
     ended, trips = run_queue(queue, lanes, tol, target)
     first = layout.join([leaf[0] for leaf in mapped], shared)[0]
     back = jax.vmap(problem.vector(first)[1])
-    status, nit, nfev = jnp.unstack(ended.counts, axis=1)
+    status, nit, nfev = ended.ends
     result = MinimizeResult(
         x=back(ended.x),
         fun=ended.f,

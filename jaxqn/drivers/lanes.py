@@ -51,7 +51,7 @@ class Ended(NamedTuple):
       f: value there.
       g: gradient there.
       aux: auxiliary output there, or ``None``.
-      counts: status, iterations and evaluations, int32, shape ``(3,)``.
+      counts: ``status``, ``nit`` and ``nfev``, int32, shape ``(3,)``.
     """
 
     x: ArrayTree
@@ -59,6 +59,12 @@ class Ended(NamedTuple):
     g: ArrayTree
     aux: Any
     counts: Array
+
+    @property
+    def ends(self) -> tuple[Array, Array, Array]:
+        """Status, iterations and evaluations of every problem, each of shape ``(B,)``."""
+        status, nit, nfev = jnp.unstack(self.counts, axis=-1)
+        return status, nit, nfev
 
 
 class Queue(NamedTuple):

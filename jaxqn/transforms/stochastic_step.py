@@ -72,7 +72,7 @@ class ScaleByStochasticLBFGSState(NamedTuple):
       anchor: the beginning of the next pair, a :class:`PointAndGradient`.
       pair: running means of s and of y.
       gamma: running mean of sᵀy/yᵀD y, shape ``()``; 0 before the first pair.
-      approx: state of the limited memory; ``approx.counts`` has the number of pairs absorbed.
+      approx: state of the limited memory; ``approx.absorbed`` has the number of pairs absorbed.
     """
 
     count: Array  # type: ignore[assignment]
