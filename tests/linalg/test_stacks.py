@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxqn.linalg import vectors
+from jaxqn.linalg import stacks, vectors
 from jaxqn.linalg.numerics import computed_once
 from jaxqn.linalg.packing import Packed
 
@@ -59,6 +59,32 @@ def test_largest_magnitudes(kind, dtype):
     poisoned = jax.tree.map(lambda leaf: leaf.at[(0,) * leaf.ndim].set(jnp.nan), made[1])
     found = np.stack(vectors.inf_norms(made[0], poisoned))
     np.testing.assert_array_equal(np.isnan(found), [False, True])
+
+
+@pytest.mark.parametrize("rows", [3, 40])
+@each_kind
+def test_inner_products_with_rows_and_combinations_of_rows(kind, rows, dtype):
+    """Coefficients for a vector, and for a stack; few rows and many."""
+    made, flat = made_of(kind, dtype, rows)
+    stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *made)
+    S, c = np.stack(flat), np.linspace(-1, 1, 2 * rows).reshape(2, rows)
+    found = stacks.dots(stack, made[1])
+    assert found.dtype == dtype
+    tolerance = dict(rtol=1e3 * float(jnp.finfo(dtype).eps), atol=1e3 * float(jnp.finfo(dtype).eps))
+    np.testing.assert_allclose(found, S @ S[1], **tolerance)
+    several = stacks.combine(jnp.asarray(c, dtype), stack)
+    for i in range(2):
+        alone = stacks.combine(jnp.asarray(c[i], dtype), stack, made[0])
+        for combination in (alone, stacks.row(several, i)):
+            leaves = [np.ravel(leaf) for leaf in jax.tree.leaves(combination)]
+            np.testing.assert_allclose(np.concatenate(leaves), c[i] @ S, **tolerance)
+
+
+def test_a_combination_of_narrow_rows_is_wide():
+    stack = jnp.ones((3, 5), jnp.bfloat16)
+    assert stacks.combine(jnp.ones(3, jnp.float32), stack).dtype == jnp.float32
+    assert stacks.combine(jnp.ones((2, 3), jnp.float32), stack).dtype == jnp.float32
+    assert stacks.combine(jnp.ones(3), stack, jnp.ones(5, jnp.float64)).dtype == jnp.float64
 
 
 def test_flags_are_what_they_were():
