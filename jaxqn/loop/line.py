@@ -17,8 +17,8 @@ from jaxqn.linesearch import (
     LineSearch,
     agreement,
     expected_decrease,
-    parabola_step,
     stopped_short,
+    trial_along_gradient,
 )
 from jaxqn.loop.path import Path, straight
 from jaxqn.loop.protocol import (
@@ -275,5 +275,9 @@ def _aim(
         )
         expected = expected_decrease(new.f, prospects.decrease, short)
     expected = jnp.where(steepest, jnp.abs(new.f), expected)
-    alpha = parabola_step(expected, jnp.where(steepest, now.g_scale * length, slope))
-    return linesearch.init(new.f, slope, alpha / jnp.where(steepest, length, 1))
+    alpha = trial_along_gradient(
+        expected,
+        jnp.where(steepest, now.g_scale * length, slope),
+        jnp.where(steepest, length, 1),
+    )
+    return linesearch.init(new.f, slope, alpha)

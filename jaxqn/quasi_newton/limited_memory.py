@@ -216,7 +216,9 @@ def _product(
         first, second = form.two_halves
         p = _finite(first(grams, a))
         q = cast_like(minus(g, p, state.y), g)
-        z = H0(q) if callable(H0) else times_diagonal(H0, q)
+        # A module of parameters, as Equinox has, may be callable too; a function is a leaf.
+        is_function = callable(H0) and jax.tree_util.all_leaves([H0])
+        z = H0(q) if is_function else times_diagonal(H0, q)
         b = jnp.where(grams.valid, jnp.roll(dots(state.y, z, b.dtype), -oldest), 0)
         w = _finite(second(grams, p, b))
     return cast_like(minus(z, -w, state.s), g)

@@ -201,15 +201,7 @@ def equinox_network():
     return eqx, Network(**START, activation=jnp.tanh)
 
 
-# Limited memory calls an H0 for one product that is callable, and a diagonal like this network is.
-calls_the_diagonal = pytest.mark.xfail(raises=TypeError, reason="a diagonal taken for a function")
-DIAGONAL = {"scale_by_corrected_adam", "scale_by_stochastic_lbfgs", "stochastic with batches"}
-
-
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=[calls_the_diagonal] * (name in DIAGONAL)) for name in CASES],
-)
+@pytest.mark.parametrize("name", CASES)
 def test_equinox(name):
     eqx, start = equinox_network()
     case = CASES[name]
