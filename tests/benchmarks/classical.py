@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tests.problems import beale, powell_singular, rosenbrock, wood
+
 
 class Function(NamedTuple):
     """An objective with its standard start.
@@ -25,26 +27,6 @@ class Function(NamedTuple):
     name: str
     fun: Callable
     x0: np.ndarray
-
-
-def rosenbrock(x):
-    return jnp.sum(100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2)
-
-
-def beale(x):
-    powers = jnp.stack([x[1], x[1] ** 2, x[1] ** 3])
-    return jnp.sum((jnp.asarray([1.5, 2.25, 2.625], x.dtype) - x[0] * (1 - powers)) ** 2)
-
-
-def wood(x):
-    a, b, c, d = x
-    valleys = 100 * (b - a**2) ** 2 + (1 - a) ** 2 + 90 * (d - c**2) ** 2 + (1 - c) ** 2
-    return valleys + 10 * (b + d - 2) ** 2 + 0.1 * (b - d) ** 2
-
-
-def powell_singular(x):
-    a, b, c, d = x
-    return (a + 10 * b) ** 2 + 5 * (c - d) ** 2 + (b - 2 * c) ** 4 + 10 * (a - d) ** 4
 
 
 def helical_valley(x):
