@@ -67,11 +67,12 @@ def minimize(
         Spedicato's test for self-scaling. The others are "ssbfgs", "ssbroyden", "bfgs", "broyden",
         "dfp", "sr1", "lbfgs" and "newton".
       linesearch: a :class:`jaxqn.LineSearch`; by default :func:`jaxqn.wolfe`.
-      gtol: stop when the largest entry of the gradient is at most this. The default does not
-        depend on the scale of ``fun``. It asks for two things, with r = max(1e-10, 100 eps). First,
-        the largest entry of the gradient is at most a fraction of its value at ``x0``: 1e-10 in
-        float64, eps in float32 (1.2e-7), or r after steps without progress. Second, the model
-        promises little: ½ gᵀH g ≤ 10 eps |fun|, or ‖H g‖ ≤ r ‖x‖ after a step of at most √r ‖x‖.
+      gtol: stop when the largest entry of the gradient is at most this. By default a run stops where
+        the gradient is as small as rounding of x leaves it, |gᵢ| ≤ r √Bᵢᵢ Σ √Bⱼⱼ |xⱼ| with r =
+        max(1e-10, 2 eps) and the curvature Bᵢᵢ that the run has met, and where neither the model
+        nor a change of a parameter by its own size promises more (:mod:`jaxqn.loop.termination`).
+        That depends on the scale of neither ``fun`` nor x. A start at an exactly stationary point
+        is believed, except by "newton".
       ftol: stop when an iteration decreases the objective by at most this fraction; 0 is off.
       xtol: stop when a step is at most this fraction of x long; 0 is off.
       maxiter: iterations allowed in all; by default max(1000, 200 n).
@@ -83,8 +84,8 @@ def minimize(
       x_scale: sizes of the parameters, a pytree like ``x0`` of positive entries or one number. The
         driver minimises over z = x / x_scale, with every size rounded to a power of two; ``gtol``
         and all results stay in the units of x. By default 1, unless the parameters in ``x0`` spread
-        over decades (log10|x0| has a standard deviation above 1, of at most 256 entries, and there
-        is no ``hess_inv0``): then |x0|, and 1 where that is 0.
+        over decades (log10|x0| has a standard deviation above 0.9, of at most 256 entries, and
+        there is no ``hess_inv0``): then |x0|, and 1 where that is 0.
       state: ``result.state`` of an earlier call, to continue exactly where it stopped; ``x0`` then
         only gives the structure. Counters and budgets go on from there. ``args`` must be the same:
         for new data start anew from ``result.x``, with ``hess_inv0=result.hess_inv`` if you like.

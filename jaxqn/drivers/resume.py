@@ -8,7 +8,7 @@ import jax
 from jaxqn._typing import ArrayTree
 from jaxqn.checks import described
 from jaxqn.linalg import repack
-from jaxqn.loop import LoopState
+from jaxqn.loop import LoopState, Scales
 from jaxqn.quasi_newton import MemoryState
 
 __all__ = ["check_state", "given_of", "repacked"]
@@ -24,7 +24,7 @@ def repacked(state: LoopState, x0: ArrayTree) -> LoopState:
         lowest=state.lowest._replace(g=as_here(state.lowest.g)),
         plan=as_here(state.plan),
         approx=as_here(state.approx),
-        x_scale=as_here(state.x_scale),
+        scales=Scales(*map(as_here, state.scales)),
     )
 
 

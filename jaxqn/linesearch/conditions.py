@@ -54,11 +54,11 @@ def rounding_noise(phi: Array) -> Array:
     return 10 * eps(phi.dtype) * jnp.abs(phi)
 
 
-def agreement(phi0: Array, phi: Array, change: Array) -> Array:
+def agreement(phi0: Array, phi: Array, change: Array, noise: Array) -> Array:
     """Whether the difference of two values agrees with ``change``, the slopes' prediction of it.
 
-    The trapezoidal rule predicts alpha (dphi0 + dphi) / 2. Rounding and half of the difference are
-    allowed for.
+    The trapezoidal rule predicts alpha (dphi0 + dphi) / 2. Rounding, or ``noise`` if that is more,
+    and half of the difference are allowed for.
     """
     error = jnp.abs(phi - phi0 - change)
-    return error <= rounding_noise(phi0) + 0.5 * jnp.abs(phi - phi0)
+    return error <= jnp.maximum(rounding_noise(phi0), noise) + 0.5 * jnp.abs(phi - phi0)

@@ -14,7 +14,8 @@ class LineSearch(NamedTuple):
 
     Attributes:
       init: ``(phi0, dphi0, alpha0) -> state``; the slope ``dphi0`` is negative. Every state has
-        the field ``alpha``, the next step length to try.
+        the field ``alpha``, the next step length to try, and may have the field ``noise``: by how
+        much values contradict slopes where noise beyond rounding shows, else 0.
       step: ``(state, phi, dphi) -> (state, done, failed)``, given value and slope at
         ``state.alpha``: whether that step is acceptable, and whether to give up. A non-finite
         value or slope means "too far".

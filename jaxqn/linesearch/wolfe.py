@@ -35,11 +35,13 @@ class WolfeState(NamedTuple):
         ``lo``, whose slope points into the bracket; the bracket's other end, ``hi``, at infinity
         until an acceptable step is known to lie between the two.
       trials: trials so far, int32.
+      noise: by how much values contradicted slopes where noise showed, else 0.
     """
 
     alpha: Array
     known: Array
     trials: Array
+    noise: Array
 
     @property
     def dphi0(self) -> Array:
@@ -100,7 +102,8 @@ def wolfe(
     def init(phi0: Array, dphi0: Array, alpha0: Array) -> WolfeState:
         zero, inf = jnp.zeros_like(phi0), jnp.full_like(phi0, jnp.inf)
         origin, nowhere = jnp.stack([zero, phi0, dphi0]), jnp.stack([inf, zero, zero])
-        return WolfeState(alpha0, jnp.stack([origin, origin, nowhere]), jnp.zeros((), jnp.int32))
+        known = jnp.stack([origin, origin, nowhere])
+        return WolfeState(alpha0, known, jnp.zeros((), jnp.int32), zero)
 
     def step(state: WolfeState, phi: Array, dphi: Array) -> tuple[WolfeState, Array, Array]:
         origin, lo, hi = state.known
@@ -127,9 +130,10 @@ def wolfe(
         slow = (width > 0.66 * old_width) & jnp.isfinite(old_width)
         resolution = 4 * eps(alpha.dtype) * new_lo[0]
         next_alpha = _next_trial(lo, new_lo, new_hi, slow, doubt, growth)
-        exhausted = (trials >= max_trials) | (width <= resolution) | _noisy(lo, hi, trial, phi0)
+        noise = _noise(lo, hi, trial, phi0)
+        exhausted = (trials >= max_trials) | (width <= resolution) | (noise > 0)
         known = jnp.stack([origin, new_lo, new_hi])
-        return WolfeState(next_alpha, known, trials), done, ~done & exhausted
+        return WolfeState(next_alpha, known, trials, noise), done, ~done & exhausted
 
     return LineSearch(init, step)
 
@@ -179,8 +183,8 @@ def _doubt(u: Array, v: Array) -> Array:
     return jnp.where(doubt < 0.1, jnp.maximum(doubt, eps(doubt.dtype) ** 0.5), 1)
 
 
-def _noisy(lo: Array, hi: Array, trial: Array, phi0: Array) -> Array:
-    """Whether noise beyond rounding hides the function inside a bracket.
+def _noise(lo: Array, hi: Array, trial: Array, phi0: Array) -> Array:
+    """The noise that hides the function inside a bracket; 0 where none beyond rounding shows.
 
     The disagreement of values and slopes of a smooth function falls as the cube of the distance: to
     an eighth at half the distance. Noise does not fall, and exceeds what both slopes could explain.
@@ -191,7 +195,8 @@ def _noisy(lo: Array, hi: Array, trial: Array, phi0: Array) -> Array:
     du, dv, _ = _differences(lo, trial)
     beyond = (near > 2 * rounding_noise(phi0)) & (near > jnp.abs(du) + jnp.abs(dv))
     modest = near <= eps(phi0.dtype) ** 0.5 * jnp.abs(phi0)
-    return shorter & (near >= 0.7 * far) & beyond & modest
+    shows = shorter & (near >= 0.7 * far) & beyond & modest
+    return jnp.where(shows, near, 0)
 
 
 def _disagreement(u: Array, v: Array) -> Array:

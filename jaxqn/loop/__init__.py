@@ -9,8 +9,9 @@ from jaxqn.loop.problem import (
     tolerances,
 )
 from jaxqn.loop.protocol import Method
-from jaxqn.loop.state import LoopState, Tally
-from jaxqn.loop.termination import MESSAGES, Status, Tolerances, succeeded
+from jaxqn.loop.state import LoopState, Scales, Tally
+from jaxqn.loop.status import MESSAGES, Status, succeeded
+from jaxqn.loop.termination import Tolerances
 from jaxqn.loop.trip import lowest_point, run, trip
 from jaxqn.loop.units import from_scaled, gradient_from_scaled, gradient_to_scaled
 
@@ -21,6 +22,7 @@ __all__ = [
     "Method",
     "MinimizeOptions",
     "Problem",
+    "Scales",
     "Status",
     "Tally",
     "Tolerances",

@@ -20,6 +20,8 @@ from jaxqn.linesearch import (
     stopped_short,
     trial_along_gradient,
 )
+from jaxqn.loop.correction import correct, leave_saddle
+from jaxqn.loop.evidence import assess_model
 from jaxqn.loop.path import Path, straight
 from jaxqn.loop.protocol import (
     Globalization,
@@ -31,7 +33,6 @@ from jaxqn.loop.protocol import (
     Slopes,
 )
 from jaxqn.loop.state import LoopState, Measures, Point
-from jaxqn.loop.termination import at_noise_level, promises_little, within_gtol
 from jaxqn.loop.units import gradient_from_scaled
 
 __all__ = ["line"]
@@ -114,18 +115,21 @@ def _judge(
     moved, failed = accepted | took_lowest, gave_up & ~took_lowest
 
     # STALLED: the search failed, values agree with slopes up to rounding, and the direction is −g
-    # or promises a decrease below rounding.
+    # or promises a decrease below rounding. Where the search met noise, that is rounding.
+    noise = jnp.maximum(now.noise, getattr(search, "noise", 0))
+
     def agree() -> Array:
         before, after = _products(path, state, trial)[1:]
-        return agreement(point.f, trial.f, 0.5 * now.g_scale * (before + after))
+        return agreement(point.f, trial.f, 0.5 * now.g_scale * (before + after), noise)
 
     values_agree = (
         run.compute_if(gave_up, agree, gave_up) & jnp.isfinite(trial.f) & jnp.isfinite(dphi0)
     )
-    below_rounding = 0.5 * jnp.abs(dphi0) <= eps(point.f.dtype) * jnp.abs(point.f)
+    rounding = jnp.maximum(eps(point.f.dtype) * jnp.abs(point.f), noise)
+    below_rounding = 0.5 * jnp.abs(dphi0) <= rounding
     stalled = failed & values_agree & (state.flags.steepest | below_rounding)
     judged = Judgement(accepted, took_lowest, is_lowest, failed, stalled, moved)
-    return search, Slopes(dphi0, dphi), judged
+    return search, Slopes(dphi0, dphi, noise), judged
 
 
 def _replan(
@@ -136,23 +140,28 @@ def _replan(
     s = jax.tree.map(jnp.subtract, new.x, state.point.x)
     y = jax.tree.map(jnp.subtract, new.g, state.point.g)
     g_norm, jac_norm = _gradient_norms(outcome, run)
-    approx, Hg = _correct(path, state, outcome, s, y, run, second)
+    approx, Hg, downhill, diagonal = correct(path, state, outcome, s, y, run, second)
     d = path.direction(run.method.qn, approx, new, Hg)
-    g0_norm = jnp.where(run.first, g_norm, run.now.g0_norm)
-    now = run.now._replace(g_scale=g_scale, g0_norm=g0_norm, g_norm=g_norm, jac_norm=jac_norm)
+    now = run.now._replace(g_scale=g_scale, g_norm=g_norm, jac_norm=jac_norm)
 
     def squares() -> list[Array]:
         g = path.free(new)
         return vectors.products((d, new.g), (g, g), (d, d), (s, s), (new.x, new.x))
 
-    now, prospects = _assess_model(state, new, squares, now, judged, run)
+    curvature, now, prospects = assess_model(path, state, outcome, squares, diagonal, now, run)
+    if downhill is not None:
+        d, now, prospects = leave_saddle(new, d, downhill, now, prospects, judged)
+        Hg = d
     plan = path.join(Hg, d)
-    restarts, approx, new, plan, now = _restart(
-        path, state, new, approx, plan, squares, now, prospects, judged, run
+    restarts, approx, new, plan, now, curvature = _restart(
+        path, state, new, approx, plan, squares, now, curvature, prospects, judged, run
     )
     steepest = restarts | (state.flags.steepest & (run.first | ~judged.moved))
     search = _aim(linesearch, state, outcome, new, now, steepest, prospects, run)
-    return Replanned(new, s, approx, plan, search, now, prospects, restarts, steepest)
+    begins = judged.moved | restarts | prospects.doubts_values
+    return Replanned(
+        new, s, approx, curvature, plan, search, now, prospects, begins, restarts, steepest
+    )
 
 
 def _gradient_norms(outcome: Outcome, run: Run) -> tuple[Array, Array]:
@@ -167,49 +176,6 @@ def _gradient_norms(outcome: Outcome, run: Run) -> tuple[Array, Array]:
     return g_norm, jac_norm
 
 
-def _correct(
-    path: Path,
-    state: LoopState,
-    outcome: Outcome,
-    s: ArrayTree,
-    y: ArrayTree,
-    run: Run,
-    second: Any,
-) -> tuple[Any, ArrayTree]:
-    """H corrected by (s, y), or made anew from second derivatives, and its product with g."""
-    qn, new, moved = run.method.qn, outcome.point, outcome.judged.moved
-    if qn.renew is None:
-        return qn.advance(state.approx, s, y, new.g, path.product(state.plan), moved)
-
-    renew = functools.partial(qn.renew, state.approx, s, y)
-
-    def renewed() -> Any:
-        return renew(jax.tree.map(lambda B: B / outcome.g_scale, second(new.x)))
-
-    # Unbatched, a refused trial costs no Hessian; under vmap every trial does.
-    approx = jax.lax.cond(moved, renewed, lambda: state.approx)
-    return approx, qn.apply(approx, new.g)
-
-
-def _assess_model(
-    state: LoopState, new: Point, squares: Any, now: Measures, judged: Judgement, run: Run
-) -> tuple[Measures, Prospects]:
-    """What the model says: a small gradient is at a minimum where the model promises little."""
-    near = within_gtol(run.tol, now.g_norm, now.g0_norm, now.jac_norm)
-    small = at_noise_level(run.tol, now.g_norm, now.g0_norm)
-    gHg = run.compute_if(judged.moved, lambda: squares()[0], run.now.gHg)
-    sizes = run.compute_if(
-        small | run.first,
-        lambda: jnp.stack(squares()[2:]),
-        jnp.zeros((3,), gHg.dtype),
-    )
-    xx_first = jnp.where(run.first, sizes[2], run.now.xx_first)
-    decrease = state.point.f - new.f
-    little = promises_little(new.f, decrease, 0.5 * now.g_scale * gHg, sizes, xx_first)
-    prospects = Prospects(decrease, near, judged.moved & small & little)
-    return now._replace(gHg=gHg, xx_first=xx_first), prospects
-
-
 def _restart(
     path: Path,
     state: LoopState,
@@ -218,39 +184,43 @@ def _restart(
     plan: Any,
     squares: Any,
     now: Measures,
+    curvature: ArrayTree,
     prospects: Prospects,
     judged: Judgement,
     run: Run,
-) -> tuple[Array, Any, Point, Any, Measures]:
+) -> tuple[Array, Any, Point, Any, Measures, ArrayTree]:
     """Forget the curvature and aim along −g where H is of no use.
 
     That is after a failed search, without descent, and where squares of gradients are about to
     leave the range of the dtype.
 
-    A run that has converged or stalled keeps the curvature that it found.
+    A run that has converged or stalled keeps the curvature that it found. By default it has stalled
+    only along −g: a gradient above its noise doubts an H that promises nothing.
     """
-    g_scale, gHg, near = now.g_scale, now.gHg, prospects.within_gtol
+    g_scale, gHg, settled = now.g_scale, now.gHg, prospects.settled
     descent = (gHg > 0) & jnp.isfinite(gHg)
     new_g_scale = jnp.where(state.flags.may_rescale, power_of_two(now.g_norm), g_scale)
     g_scale_drifted = (
         judged.moved
         & far_apart(new_g_scale, g_scale)
         & (now.jac_norm > run.tol.gtol)
-        & ~(near & prospects.promises_little)
+        & ~prospects.at_minimum
     )
-    (restarts,) = computed_once(
-        g_scale_drifted | (~near & ((judged.failed & ~judged.stalled) | (run.running & ~descent)))
-    )
+    believed = judged.stalled & (state.flags.steepest | (run.tol.noise_rtol == 0))
+    gave_up = judged.failed & ~believed & ~prospects.doubts_values
+    (restarts,) = computed_once(g_scale_drifted | (~settled & (gave_up | (run.running & ~descent))))
     approx = run.method.qn.reset(approx, restarts)
 
-    def forget(_: Any) -> tuple[Any, Array, ArrayTree]:
-        factor = g_scale / new_g_scale
-        g = jax.tree.map(lambda g: factor.astype(g.dtype) * g, new.g)
-        return path.join(g, path.free(new._replace(g=g))), factor**2 * squares()[1], g
+    factor = jnp.where(restarts, g_scale / new_g_scale, 1)
 
-    plan, gHg, g = run.update_if(restarts, (plan, gHg, new.g), forget)
+    def forget(_: Any) -> tuple[Any, Array, ArrayTree, ArrayTree]:
+        g, D = (jax.tree.map(lambda a: factor.astype(a.dtype) * a, t) for t in (new.g, curvature))
+        return path.join(g, path.free(new._replace(g=g))), factor**2 * squares()[1], g, D
+
+    plan, gHg, g, curvature = run.update_if(restarts, (plan, gHg, new.g, curvature), forget)
     g_scale = jnp.where(restarts, new_g_scale, g_scale)
-    return restarts, approx, new._replace(g=g), plan, now._replace(g_scale=g_scale, gHg=gHg)
+    now = now._replace(g_scale=g_scale, gHg=gHg, extent=factor**0.5 * now.extent)
+    return restarts, approx, new._replace(g=g), plan, now, curvature
 
 
 def _aim(
@@ -267,7 +237,7 @@ def _aim(
     slope, length = -now.g_scale * now.gHg, jnp.sqrt(jnp.where(now.gHg > 0, now.gHg, 1))
     expected = jnp.full_like(new.f, jnp.inf)
     if run.method.qn.needs == "nothing":
-        dphi0, dphi = outcome.slopes
+        dphi0, dphi, _ = outcome.slopes
         short = (
             outcome.judged.accepted
             & ~state.flags.steepest
@@ -280,4 +250,5 @@ def _aim(
         jnp.where(steepest, now.g_scale * length, slope),
         jnp.where(steepest, length, 1),
     )
-    return linesearch.init(new.f, slope, alpha)
+    # A search may end higher by the noise that others met: slopes decide.
+    return linesearch.init(new.f + now.noise, slope, alpha)

@@ -24,7 +24,7 @@ from jaxqn.linesearch import LineSearch, check_linesearch, wolfe
 from jaxqn.loop.line import line
 from jaxqn.loop.protocol import Method
 from jaxqn.loop.state import LoopState, Point
-from jaxqn.loop.termination import Tolerances, default_rtol, stall_rtol
+from jaxqn.loop.termination import Tolerances, noise_rtol
 from jaxqn.loop.trip import Evaluate, Second, start
 from jaxqn.loop.units import (
     MAX_AUTOMATIC,
@@ -174,8 +174,7 @@ def tolerances(dtype: np.dtype, n: int, options: MinimizeOptions) -> Tolerances:
     limit = np.iinfo(np.int32).max
     return Tolerances(
         gtol=nonnegative("gtol", 0.0 if gtol is None else gtol, dtype),
-        grtol=np.asarray(default_rtol(dtype) if gtol is None else 0.0, dtype),
-        stall_rtol=np.asarray(stall_rtol(dtype) if gtol is None else 0.0, dtype),
+        noise_rtol=np.asarray(noise_rtol(dtype) if gtol is None else 0.0, dtype),
         ftol=nonnegative("ftol", options["ftol"], dtype),
         xtol=nonnegative("xtol", options["xtol"], dtype),
         maxiter=whole_number(

@@ -96,10 +96,12 @@ class Slopes(NamedTuple):
     Attributes:
       start: at alpha = 0.
       trial: at the trial.
+      noise: the noise of f that the search has met, 0 for none.
     """
 
     start: Array
     trial: Array
+    noise: Array
 
 
 class Judgement(NamedTuple):
@@ -126,6 +128,7 @@ class Outcome(NamedTuple):
     """A trial, judged and committed or held.
 
     Attributes:
+      trial: the trial, its gradient divided by the ``g_scale`` from before.
       sizes: what ``Globalization.measure`` says of the trial.
       g_scale: what gradients are divided by from now on.
       slopes: what ``Globalization.judge`` found beside its judgement.
@@ -134,6 +137,7 @@ class Outcome(NamedTuple):
       lowest: the lowest trial of the search.
     """
 
+    trial: Point
     sizes: tuple[Array, Array]
     g_scale: Array
     slopes: Any
@@ -147,13 +151,19 @@ class Prospects(NamedTuple):
 
     Attributes:
       decrease: by how much the step decreased f.
-      within_gtol: whether the gradient is within the tolerance on it.
-      promises_little: whether the gradient and the decrease or step promised are of rounding size.
+      negligible: whether that and the step are nothing on the scale that the run began with.
+      settled: whether the gradient is within a given tolerance, or as small as its noise.
+      at_minimum: whether the trip showed a minimum, to the precision of f or of its gradient.
+      doubts_values: whether a search failed for noise of f that no search had met before.
+      unbounded: whether f falls below any scale of the run.
     """
 
     decrease: Array
-    within_gtol: Array
-    promises_little: Array
+    negligible: Array
+    settled: Array
+    at_minimum: Array
+    doubts_values: Array
+    unbounded: Array
 
 
 class Replanned(NamedTuple):
@@ -163,10 +173,12 @@ class Replanned(NamedTuple):
       point: the next point, its gradient divided by the ``g_scale`` of ``now``.
       step: s = x₊ − x.
       approx: state of the corrected approximation.
+      curvature: see :class:`jaxqn.loop.Scales`.
       plan: what the next trials are made from.
       search: state of the next search.
       now: measures of the next point; the least values are still those before it.
       prospects: what the model says of it.
+      begins: whether a search begins.
       restarts: whether the curvature was forgotten.
       steepest: whether the direction is the negative gradient.
     """
@@ -174,9 +186,11 @@ class Replanned(NamedTuple):
     point: Point
     step: ArrayTree
     approx: Any
+    curvature: ArrayTree
     plan: Any
     search: Any
     now: Measures
     prospects: Prospects
+    begins: Array
     restarts: Array
     steepest: Array

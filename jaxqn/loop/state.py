@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from jaxqn._typing import Array, ArrayTree
 
-__all__ = ["Flags", "LineTrial", "LoopState", "Measures", "Point", "Tally"]
+__all__ = ["Flags", "LineTrial", "LoopState", "Measures", "Point", "Scales", "Tally"]
 
 
 class Point(NamedTuple):
@@ -66,24 +66,28 @@ class Measures(NamedTuple):
 
     Attributes:
       g_scale: the power of two that gradients are divided by.
-      g0_norm: largest entry of the gradient by z at the first point.
-      g_norm: the same at the current point.
+      g_norm: largest entry of the gradient by z at the current point.
       jac_norm: largest entry of the gradient by x at the current point.
       least_g_norm: the least ``g_norm`` of any point so far.
       gHg: gᵀH g at the current point, of the stored g and H; ``-g_scale * gHg`` is the slope of f
         along −H g.
       least_f: the least value of any point so far.
+      f_first: the scale of f where the run began: |f| there, or the first decrease if that is more.
       xx_first: xᵀx of the first point.
+      extent: Σ √Bⱼⱼ |xⱼ| by ``Scales.curvature``, the size that x has or had lately.
+      noise: the noise of f that a search met, 0 until then.
     """
 
     g_scale: Array
-    g0_norm: Array
     g_norm: Array
     jac_norm: Array
     least_g_norm: Array
     gHg: Array
     least_f: Array
+    f_first: Array
     xx_first: Array
+    extent: Array
+    noise: Array
 
 
 class Tally(NamedTuple):
@@ -93,14 +97,13 @@ class Tally(NamedTuple):
       nit: iterations: steps taken.
       nfev: evaluations of value and gradient.
       without_progress: steps in a row without progress.
-      promises_little: 1 if the gradient is as small as rounding may leave it and the model promises
-        a decrease or a step of rounding size, else 0.
+      at_minimum: 1 where the last trip showed a minimum, to the precision of f or of its gradient.
     """
 
     nit: Array
     nfev: Array
     without_progress: Array
-    promises_little: Array
+    at_minimum: Array
 
 
 class Flags(NamedTuple):
@@ -113,6 +116,19 @@ class Flags(NamedTuple):
 
     steepest: Array
     may_rescale: Array
+
+
+class Scales(NamedTuple):
+    """Sizes that a run measures its parameters and gradients by.
+
+    Attributes:
+      x_scale: powers of two like the parameters, or ``None`` for 1.
+      curvature: the diagonal of the Hessian by z as far as pairs show it, like the parameters and
+        over ``g_scale``; 0 where nothing is known (:mod:`jaxqn.loop.evidence`).
+    """
+
+    x_scale: Any
+    curvature: ArrayTree
 
 
 class LoopState(NamedTuple):
@@ -132,10 +148,10 @@ class LoopState(NamedTuple):
       search: state of the line search; its field ``alpha`` is the step length to try next.
       approx: state of the inverse-Hessian approximation.
       flags: see :class:`Flags`.
-      scalars: :class:`Measures` as an array, shape ``(8,)``.
+      scalars: :class:`Measures` as an array, shape ``(10,)``.
       counts: :class:`Tally` as an array, int32, shape ``(4,)``.
       status: :class:`jaxqn.Status`, int32.
-      x_scale: powers of two like the parameters, or ``None`` for 1.
+      scales: see :class:`Scales`.
     """
 
     point: Point
@@ -147,7 +163,7 @@ class LoopState(NamedTuple):
     scalars: Array
     counts: Array
     status: Array
-    x_scale: Any
+    scales: Scales
 
     @property
     def measures(self) -> Measures:
@@ -158,6 +174,11 @@ class LoopState(NamedTuple):
     def tally(self) -> Tally:
         """The counts by name, each of shape ``(...)`` for any batch axes."""
         return Tally(*jnp.unstack(self.counts, axis=-1))
+
+    @property
+    def x_scale(self) -> Any:
+        """Powers of two like the parameters, or ``None`` for 1."""
+        return self.scales.x_scale
 
     @property
     def g_scale(self) -> Array:

@@ -1,11 +1,22 @@
 """When a run ends, and with which status.
 
-A run ends by default where the gradient is small beside the first one and the model promises no
-decrease that rounding would show. Every test compares quantities of the run with one another, so
-that multiplying f by a constant changes no decision.
+By default a run may conclude that it is at a minimum from three things together:
+
+- from its gradient, beside a measure of its own noise that the start has no say in
+  (:func:`at_gradient_noise`);
+- from what the gradient could still do: a change of any parameter by its own size changes f little,
+  or nothing is left of f (:func:`nothing_left`);
+- from what the model promises (:func:`promises_little`), or from what the run has done: steps in a
+  row without progress, a search that failed.
+
+The promise of the model alone never suffices: an H made of few pairs is too small along directions
+that no step has tried. A run that makes no progress without the first two ends STALLED. With a
+``gtol`` that number decides, and a run without progress ends STALLED.
+
+Every test compares quantities of the run with one another, so that multiplying f by a constant, or
+x by powers of two, changes no decision.
 """
 
-import enum
 from typing import Any, NamedTuple
 
 import jax
@@ -14,64 +25,20 @@ import numpy as np
 
 from jaxqn._typing import Array, ArrayTree
 from jaxqn.linalg import eps, vectors
-from jaxqn.linesearch import rounding_noise
 from jaxqn.loop.state import Tally
+from jaxqn.loop.status import Status
 
 __all__ = [
-    "MESSAGES",
-    "Status",
+    "LITTLE_OF_F",
     "Tolerances",
     "assess",
-    "at_noise_level",
-    "default_rtol",
+    "at_gradient_noise",
+    "falls_without_bound",
     "is_short",
+    "noise_rtol",
+    "nothing_left",
     "promises_little",
-    "stall_rtol",
-    "succeeded",
-    "within_gtol",
 ]
-
-
-class Status(enum.IntEnum):
-    """How a run ended; one per problem of a batch. :data:`MESSAGES` says what to do about each."""
-
-    RUNNING = 0
-    CONVERGED = 1
-    FTOL = 2
-    XTOL = 3
-    STALLED = 4
-    MAX_ITER = 5
-    MAX_FUN = 6
-    LINE_SEARCH_FAILED = 7
-    NON_FINITE = 8
-    STOPPED = 9
-
-
-MESSAGES: dict[Status, str] = {
-    Status.RUNNING: "Still running: continue it with minimize(..., state=result.state).",
-    Status.CONVERGED: "Converged: the gradient is within gtol.",
-    Status.FTOL: "Stopped: the last decrease of the objective is within ftol.",
-    Status.XTOL: "Stopped: the last step is within xtol.",
-    Status.STALLED: "Stalled: rounding hides any further decrease of the objective. Usually a "
-    "minimum to the precision of the dtype; check jac, and for more digits use float64, or on a "
-    "GPU or TPU jax.default_matmul_precision('highest').",
-    Status.MAX_ITER: "Stopped at maxiter. Continue with state=result.state and a larger maxiter, "
-    "unless fun shows that the objective is unbounded below.",
-    Status.MAX_FUN: "Stopped at maxfun. Continue with state=result.state and a larger maxfun.",
-    Status.LINE_SEARCH_FAILED: "No decrease along the negative gradient, although its slope "
-    "promises one: the gradient does not match the objective, the objective is noisier than its "
-    "last digit, or it is unbounded below. Look at fun, and for discontinuities, stopped gradients "
-    "and cancellation; try float64, and on a GPU or TPU jax.default_matmul_precision('highest').",
-    Status.NON_FINITE: "The objective or its gradient is not finite at x0. Start elsewhere, or "
-    "look for log, sqrt or division by zero in the objective.",
-    Status.STOPPED: "Stopped by the callback, or by the target of multi_start.",
-}
-"""What each :class:`Status` means and what to do, as one or two sentences."""
-
-
-def succeeded(status: Array) -> Array:
-    """Whether a tolerance was met: CONVERGED, FTOL or XTOL. Boolean, like ``status``."""
-    return (status >= Status.CONVERGED) & (status <= Status.XTOL)
 
 
 class Tolerances(NamedTuple):
@@ -79,9 +46,8 @@ class Tolerances(NamedTuple):
 
     Attributes:
       gtol: bound on the largest entry of the gradient.
-      grtol: the same as a fraction of its value at the first point; counts where the model promises
-        little.
-      stall_rtol: the fraction of the first gradient that rounding may leave.
+      noise_rtol: relative change of x that counts as rounding in the default test of convergence; 0
+        where a ``gtol`` decides instead.
       ftol: bound on the relative decrease of one iteration; 0 is off.
       xtol: bound on the relative length of one step; 0 is off.
       maxiter: iterations allowed in all, int32.
@@ -89,36 +55,25 @@ class Tolerances(NamedTuple):
     """
 
     gtol: Any
-    grtol: Any
-    stall_rtol: Any
+    noise_rtol: Any
     ftol: Any
     xtol: Any
     maxiter: Any
     maxfun: Any
 
 
-def default_rtol(dtype: jax.typing.DTypeLike) -> float:
-    """max(1e-10, eps), the fraction of the first gradient that counts as converged.
-
-    1e-10 in float64 and 1.2e-7 in float32.
-    """
-    return max(1e-10, eps(dtype))
-
-
-def stall_rtol(dtype: jax.typing.DTypeLike) -> float:
-    """max(1e-10, 100 eps), the fraction of the first gradient that rounding may leave.
-
-    1e-10 in float64 and 1.2e-5 in float32.
-    """
-    return max(1e-10, 100 * eps(dtype))
+def noise_rtol(dtype: jax.typing.DTypeLike) -> float:
+    """max(1e-10, 2 eps), the relative change of x that counts as rounding: 2.4e-7 in float32."""
+    return max(1e-10, 2 * eps(dtype))
 
 
 FLAT_LIMIT = 10
 """Steps in a row without progress after which a run ends. A step makes progress if it decreases the
-objective by more than its last digit, or reaches a gradient below 0.9 times any before."""
+objective by more than its last digit, or reaches a gradient below 0.9 times any before. At a kink
+where f = 0 the digits never end: a decrease below eps² |f₀| by a step below eps ‖x₀‖ is none."""
 
-FLAT_LIMIT_AT_MINIMUM = 2
-"""The same where the gradient is at noise level and the model promises little."""
+LITTLE_OF_F = 0.003
+"""The part of |f| that a change of a parameter by its own size may change at a minimum."""
 
 
 def is_short(s: ArrayTree, x: ArrayTree, xtol: Array) -> Array:
@@ -128,52 +83,83 @@ def is_short(s: ArrayTree, x: ArrayTree, xtol: Array) -> Array:
     return (ss <= limit) & (limit > jnp.finfo(limit.dtype).tiny) & jnp.isfinite(limit)
 
 
-def within_gtol(tol: Tolerances, g_norm: Array, g0_norm: Array, jac_norm: Array) -> Array:
-    """Whether the largest entry of the gradient is within the tolerance on it."""
-    return (jac_norm <= tol.gtol) | (g_norm <= tol.grtol * g0_norm)
+def at_gradient_noise(tol: Tolerances, largest: Array, extent: Array) -> Array:
+    """Whether a relative change of x by ``noise_rtol`` explains the whole gradient.
+
+        |gᵢ| ≤ r √Dᵢ Σⱼ √Dⱼ |xⱼ|   for all i,
+
+    D being the diagonal of the Hessian as far as the run knows it. A change of every xⱼ by r |xⱼ|
+    changes gᵢ by up to r Σ |Bᵢⱼ| |xⱼ|, and |Bᵢⱼ| ≤ √(Bᵢᵢ Bⱼⱼ) where B is positive semidefinite.
+
+    Args:
+      tol: tolerances and budgets.
+      largest: the largest |gᵢ|/√Dᵢ.
+      extent: Σ √Dⱼ |xⱼ|.
+    """
+    return (extent > 0) & (largest <= tol.noise_rtol * extent)
 
 
-def at_noise_level(tol: Tolerances, g_norm: Array, g0_norm: Array) -> Array:
-    """Whether the gradient is as small beside the first as rounding may leave it."""
-    return g_norm <= tol.stall_rtol * g0_norm
+def nothing_left(f: Array, xg: Array, extent: Array, f_first: Array) -> Array:
+    """Whether no parameter can change f much, or f itself is nothing on the scale of the problem.
+
+        max |xᵢ gᵢ| ≤ 0.003 |f|,    or    |f| ≤ eps/100 (Σ √Dⱼ |xⱼ|)²  and  |f| ≤ eps^1.5 |f₀|
+
+    Where rounding hides a gradient, one flat direction may still lead far down. The first measure
+    sees that where the start says nothing. The second is for f → 0, as in a sum of squares with
+    residuals 0: a change of x by its own size makes f of the size of the square.
+    """
+    digit = eps(f.dtype)
+    solved = (jnp.abs(f) <= 0.01 * digit * extent**2) & (jnp.abs(f) <= digit**1.5 * f_first)
+    return (xg <= LITTLE_OF_F * jnp.abs(f)) | solved
 
 
 def promises_little(
-    f: Array, decrease: Array, promised: Array, sizes: Array, xx_first: Array
+    f: Array, noise: Array, decrease: Array, promised: Array, sizes: Array, xx_first: Array
 ) -> Array:
     """Whether the predicted decrease is at rounding level in f, or the predicted step in x.
 
         ½ gᵀH g ≤ 10 eps |f|  and  decrease ≤ √eps |f|,    or    ‖H g‖ ≤ r ‖x‖  and  ‖s‖ ≤ √r ‖x‖
 
-    with r = :func:`stall_rtol`. After any step, a promise of √eps 10 eps |f| is little.
+    with r = max(1e-10, 100 eps). After any step, a promise of √eps 10 eps |f| is little.
 
     Args:
       f: value at the current point.
+      noise: noise of f, 10 eps |f| or more.
       decrease: by how much the last step decreased it.
       promised: what a step to the minimum of the model would decrease it by, ½ gᵀH g.
       sizes: squares of the lengths of that step, of the last one and of x, shape ``(3,)``.
       xx_first: xᵀx of the first point, which counts where x has become smaller.
     """
-    r, root = stall_rtol(sizes.dtype), eps(f.dtype) ** 0.5
+    r, root = max(1e-10, 100 * eps(sizes.dtype)), eps(f.dtype) ** 0.5
     fits = decrease <= root * jnp.abs(f)
-    of_f = promised <= rounding_noise(f) * jnp.where(fits, 1, root)
+    of_f = promised <= noise * jnp.where(fits, 1, root)
     xx = jnp.maximum(sizes[2], xx_first)
     of_x = jnp.all(sizes[:2] <= jnp.array([r**2, r], xx.dtype) * xx)
     return of_f | of_x
+
+
+def falls_without_bound(f: Array, slope: Array, f_first: Array) -> Array:
+    """Whether a trial is lower than any scale of the run, and f still falls there.
+
+        f ≤ −eps^-1.5 |f₀|    and    φ' < 0
+
+    That is 2e10 times the first |f| in float32, 3e23 times in float64.
+    """
+    falls = jnp.isfinite(f) & (slope < 0) & (f_first > 0)
+    return falls & (f <= -f_first / eps(f.dtype) ** 1.5)
 
 
 def assess(
     tol: Tolerances,
     counts: Array,
     *,
-    g_norm: Array,
-    g0_norm: Array,
     jac_norm: Array,
     finite: Any = np.True_,
     within_ftol: Any = np.False_,
     within_xtol: Any = np.False_,
     failed: Any = np.False_,
     stalled: Any = np.False_,
+    unbounded: Any = np.False_,
 ) -> Array:
     """The status after a trip, int32; the first of the tests below that holds wins.
 
@@ -182,8 +168,6 @@ def assess(
     Args:
       tol: tolerances and budgets.
       counts: :class:`jaxqn.loop.Tally` as an array, int32.
-      g_norm: largest entry of the current gradient by z.
-      g0_norm: the same at the first point.
       jac_norm: largest entry of the current gradient by x.
       finite: whether the current value and gradient are finite.
       within_ftol: whether the last step decreased the objective by no more than ``tol.ftol``.
@@ -191,19 +175,18 @@ def assess(
       failed: whether the search along the negative gradient failed.
       stalled: whether a search failed because rounding hides the decrease, or within the tolerance
         on the gradient.
+      unbounded: see :func:`falls_without_bound`.
     """
-    nit, nfev, flat, little = Tally(*counts)
-    small, near = at_noise_level(tol, g_norm, g0_norm), within_gtol(tol, g_norm, g0_norm, jac_norm)
-    stalled |= flat >= jnp.where(small & (little > 0), FLAT_LIMIT_AT_MINIMUM, FLAT_LIMIT)
-    # Being small beside the first gradient suffices only where the model promises little.
-    converged = (jac_norm <= tol.gtol) | (near & (little > 0)) | (small & stalled)
+    nit, nfev, flat, at_minimum = Tally(*counts)
+    converged = (jac_norm <= tol.gtol) | ((at_minimum > 0) & (tol.noise_rtol > 0))
     tests = [
         (~finite, Status.NON_FINITE),
         (converged, Status.CONVERGED),
         (within_ftol & (tol.ftol > 0), Status.FTOL),
         (within_xtol & (tol.xtol > 0), Status.XTOL),
-        (stalled, Status.STALLED),
+        (stalled | (flat >= FLAT_LIMIT), Status.STALLED),
         (failed, Status.LINE_SEARCH_FAILED),
+        (unbounded, Status.UNBOUNDED),
         (nit >= tol.maxiter, Status.MAX_ITER),
         (nfev >= tol.maxfun, Status.MAX_FUN),
     ]

@@ -40,8 +40,9 @@ import jax.numpy as jnp
 from jaxqn._typing import Array, ArrayTree
 from jaxqn.linalg import eps, power_of_two, update_if, vectors, where
 from jaxqn.loop.protocol import Judgement, Method, Outcome, Replanned, Run
-from jaxqn.loop.state import Flags, LineTrial, LoopState, Measures, Point, Tally
-from jaxqn.loop.termination import Status, Tolerances, assess, is_short
+from jaxqn.loop.state import Flags, LineTrial, LoopState, Measures, Point, Scales, Tally
+from jaxqn.loop.status import Status
+from jaxqn.loop.termination import Tolerances, assess, is_short
 from jaxqn.loop.units import from_scaled, gradient_from_scaled
 
 __all__ = ["lowest_point", "run", "start", "trip"]
@@ -61,13 +62,15 @@ def start(x: ArrayTree, aux: Any, method: Method, H0: Any, x_scale: Any) -> Loop
     plan, search = method.globalization.init(zeros, zero, one)
     measures = Measures(
         g_scale=one,
-        g0_norm=inf,
         g_norm=inf,
         jac_norm=inf,
         least_g_norm=inf,
         gHg=one,
         least_f=inf,
+        f_first=zero,
         xx_first=zero,
+        extent=zero,
+        noise=zero,
     )
     needs_nothing = method.qn.needs == "nothing"
     return LoopState(
@@ -82,7 +85,7 @@ def start(x: ArrayTree, aux: Any, method: Method, H0: Any, x_scale: Any) -> Loop
         scalars=jnp.stack(measures),
         counts=jnp.zeros((4,), jnp.int32),
         status=jnp.int32(Status.RUNNING),
-        x_scale=x_scale,
+        scales=Scales(x_scale, curvature=zeros),
     )
 
 
@@ -107,7 +110,7 @@ def trip(
     sizes, g_scale = _measure(state, trial, this)
     search, slopes, judged = globalization.judge(state, trial, this)
     point, lowest = _commit(state, trial, sizes, g_scale, judged, this)
-    outcome = Outcome(sizes, g_scale, slopes, judged, point, lowest)
+    outcome = Outcome(trial, sizes, g_scale, slopes, judged, point, lowest)
     then = globalization.replan(state, outcome, this, second)
     now, tally, status = _conclude(state, then, judged, this)
     none_lower = jnp.stack([jnp.zeros_like(point.f), point.f, now.g_norm, now.jac_norm])
@@ -115,13 +118,13 @@ def trip(
         point=then.point,
         lowest=lowest._replace(scalars=jnp.where(judged.moved, none_lower, lowest.scalars)),
         plan=then.plan,
-        search=where(judged.moved | then.restarts, then.search, search),
+        search=where(then.begins, then.search, search),
         approx=then.approx,
         flags=state.flags._replace(steepest=then.steepest),
         scalars=jnp.stack(now),
         counts=tally,
         status=jnp.where(this.running, status, state.status),
-        x_scale=state.x_scale,
+        scales=state.scales._replace(curvature=then.curvature),
     )
 
 
@@ -185,6 +188,7 @@ def _conclude(
         tol.xtol > 0, lambda: is_short(then.step, new.x, tol.xtol), judged.failed
     )
     fell = now.least_f - new.f > eps(new.f.dtype) * jnp.abs(new.f)
+    fell &= ~prospects.negligible
     progress = this.first | fell | (now.g_norm < 0.9 * now.least_g_norm)
     stepped = moved & ~this.first
     nit, nfev, flat, _ = this.tally
@@ -195,20 +199,19 @@ def _conclude(
         nit=nit + stepped.astype(nit.dtype),
         nfev=nfev + this.running.astype(nfev.dtype),
         without_progress=flat,
-        promises_little=prospects.promises_little.astype(flat.dtype),
+        at_minimum=prospects.at_minimum.astype(flat.dtype),
     )
     counts = jnp.stack(tally)
     status = assess(
         tol,
         counts,
         finite=jnp.isfinite(new.f) & jnp.isfinite(now.g_norm),
-        g_norm=now.g_norm,
-        g0_norm=now.g0_norm,
         jac_norm=now.jac_norm,
         within_ftol=stepped & (prospects.decrease <= tol.ftol * jnp.abs(new.f)),
         within_xtol=stepped & short,
         failed=then.restarts & state.flags.steepest & ~moved,
-        stalled=judged.stalled | (prospects.within_gtol & judged.failed),
+        stalled=(judged.stalled & ~then.begins) | (prospects.settled & judged.failed),
+        unbounded=prospects.unbounded,
     )
     return now._replace(least_f=least_f, least_g_norm=least_g_norm), counts, status
 
@@ -234,10 +237,9 @@ def lowest_point(state: LoopState, method: Method, *, alone: bool = False) -> Po
 def _revive(state: LoopState, tol: Tolerances) -> LoopState:
     """The state with the status that it has under these tolerances and budgets."""
     now = Measures(*state.scalars)
-    status = assess(
-        tol, state.counts, g_norm=now.g_norm, g0_norm=now.g0_norm, jac_norm=now.jac_norm
-    )
+    status = assess(tol, state.counts, jac_norm=now.jac_norm)
     started = state.nfev > 0
-    final = (state.status == Status.LINE_SEARCH_FAILED) | (state.status == Status.NON_FINITE)
+    ends = (Status.LINE_SEARCH_FAILED, Status.NON_FINITE, Status.UNBOUNDED)
+    final = jnp.any(state.status == jnp.array(ends, state.status.dtype))
     status = jnp.where(final, state.status, status)
     return state._replace(status=jnp.where(started, status, state.status))

@@ -33,11 +33,15 @@ ROUNDED_ZERO = 2e-16
 """An entry of at most this fraction of the largest counts as zero: cos(π/2) is such an entry."""
 
 
-def automatic(x: ArrayTree) -> ArrayTree:
-    """The powers of two next to |x| if log10|x| has a standard deviation above 1, else 1.
+LEAST_SPREAD = 0.9
+"""The standard deviation of log10|x| above which entries have units of their own. Random or evenly
+spread entries of one unit have about 0.5; 200, −1 and 5 have 0.95."""
 
-    Random or evenly spread entries of one unit have a deviation of about 0.5. A zero says nothing
-    of its unit, and gets 1.
+
+def automatic(x: ArrayTree) -> ArrayTree:
+    """The powers of two next to |x| if log10|x| has a standard deviation above 0.9, else 1.
+
+    A zero says nothing of its unit, and gets 1.
     """
     largest = vectors.inf_norm(x)
 
@@ -50,7 +54,7 @@ def automatic(x: ArrayTree) -> ArrayTree:
         return jnp.sum(jnp.stack([known(a).astype(a.dtype), logs, logs**2]), axis=1)
 
     count, total, squares = jnp.sum(jnp.stack([moments(a.ravel()) for a in pooled(x)]), axis=0)
-    spread = count * squares - total**2 > count**2
+    spread = count * squares - total**2 > (LEAST_SPREAD * count) ** 2
     return jax.tree.map(lambda a: jnp.where(spread & known(a), power_of_two(jnp.abs(a)), 1), x)
 
 

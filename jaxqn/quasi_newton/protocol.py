@@ -29,8 +29,9 @@ class QuasiNewton(NamedTuple):
       dense: whether vectors must be flat arrays, since H is an n-by-n matrix.
       needs: what beside gradients the method is made from: "nothing", or the "hessian" at every
         point. The host evaluates it once per step.
-      renew: ``(state, s, y, second) -> state``, instead of ``advance`` for a method that needs
-        something: H made from the pair and from what it needs at the new point; else ``None``.
+      renew: ``(state, s, y, second) -> (state, v)``, instead of ``advance`` for a method that needs
+        something: H made from the pair and from what it needs at the new point, and a direction of
+        curvature vᵀB v = −1, or 0; else ``None``.
     """
 
     init: Callable[..., Any]

@@ -51,8 +51,10 @@ def assert_equal(a, b):
         # cos(π/2) of float64 beside 1, in whatever unit.
         ([1e3, 1e-3, 6e-17 * 1e3], [1024.0, 2.0**-10, 1.0]),
         ([1.0, 2.0, 30.0], [1.0, 1.0, 1.0]),
-        # One decade between two, or one parameter alone, tells nothing; nor do zeros.
-        ([10.0, 0.1], [1.0, 1.0]),
+        # A softplus of free parameters beside the parameters themselves.
+        ([200.0, -1.05, 5.0], [256.0, 1.0, 4.0]),
+        # Less than two decades between two, or one parameter alone, tells nothing; nor do zeros.
+        ([10.0, 0.2], [1.0, 1.0]),
         ([1e-9], [1.0]),
         ([0.0, 0.0, 1e7], [1.0, 1.0, 1.0]),
         ([0.0, 0.0], [1.0, 1.0]),

@@ -11,7 +11,6 @@ from problems import by_name, numbered, numbered_start
 
 from jaxqn import MESSAGES, Status, backtracking, minimize_batch, wolfe
 from jaxqn.drivers import minimize
-from jaxqn.loop.termination import default_rtol, stall_rtol
 
 each_search = pytest.mark.parametrize(
     "linesearch", [wolfe(), backtracking()], ids=["wolfe", "backtracking"]
@@ -55,16 +54,16 @@ def test_gtol_is_absolute(gtol):
     assert float(np.max(np.abs(before.state.point.g)) * before.state.g_scale) > gtol
 
 
-def test_the_default_gtol_is_a_fraction_of_the_first_gradient(dtype):
-    """Of the dtype's own size, so that it can be met."""
-    fraction = default_rtol(dtype)
-    assert 1e-12 < fraction < 1e-3
-    assert fraction >= float(jnp.finfo(dtype).eps)
-    for scale in (1e-6, 1.0, 1e6):
-        result = run("wood", dtype, scale)
-        start = run("wood", dtype, scale, maxiter=0)
-        assert status(result) == Status.CONVERGED
-        assert slope(result) <= 1.001 * fraction * slope(start)
+@pytest.mark.parametrize("method", ["osbfgs", "lbfgs"])
+def test_by_default_nothing_depends_on_the_scale_of_the_objective(method, dtype):
+    """The same evaluations and the same point; the test of convergence has no unit."""
+    plain = run("wood", dtype, method=method)
+    assert status(plain) == Status.CONVERGED
+    for power in (-20, 20):
+        scaled = run("wood", dtype, 2.0**power, method=method)
+        assert status(scaled) == Status.CONVERGED
+        assert int(scaled.nfev) == int(plain.nfev)
+        np.testing.assert_array_equal(scaled.x, plain.x)
 
 
 def steep(x, wall):
@@ -121,14 +120,13 @@ def test_a_minimum_of_zero_and_without_curvature_ends_too(dtype):
         assert int(result.nfev) < 100
 
 
-def test_a_search_that_fails_within_the_default_gtol_is_no_failure():
-    """The model promises more, but the gradient is within gtol and values are not to be had."""
+def test_a_gradient_that_is_wrong_is_no_minimum_however_large_the_first_was():
+    """Beside a first gradient of 7e10 the wall's 10 would count as small."""
     x0, wall = jnp.full(1, 25.0), jnp.array(10.0)
-    result = minimize(steep, x0, (wall,))
-    assert status(result) == Status.CONVERGED
-    assert 1 < slope(result) <= default_rtol(np.float64) * np.exp(25)
-    assert int(result.nfev) < 100
-    assert status(minimize(steep, x0, (wall,), gtol=1e-6)) == Status.LINE_SEARCH_FAILED
+    for gtol in (None, 1e-6):
+        result = minimize(steep, x0, (wall,), gtol=gtol)
+        assert status(result) == Status.LINE_SEARCH_FAILED
+        assert int(result.nfev) < 150
 
 
 @pytest.mark.parametrize("maxiter", [20, 26, 30])
@@ -223,7 +221,7 @@ def test_converged_where_rounding_hides_the_rest(method):
     x0, args = numbered_start("logistic", np.float32)
     result = minimize(raised, x0, args, method=method)
     assert status(result) == Status.CONVERGED
-    assert slope(result) <= stall_rtol(np.float32) * slope(minimize(raised, x0, args, maxiter=0))
+    assert slope(result) <= 1e-4 * slope(minimize(raised, x0, args, maxiter=0))
     assert int(result.nfev) < 40
     unending = minimize(raised, x0, args, method=method, gtol=0.0)
     assert status(unending) == Status.STALLED
@@ -232,11 +230,11 @@ def test_converged_where_rounding_hides_the_rest(method):
 
 
 @each_search
-def test_stalled_one_last_digit_from_the_minimiser(linesearch, dtype):
+def test_one_last_digit_from_the_minimiser(linesearch, dtype):
     """Steps that would leave x as it is are not tried."""
     x0 = jnp.array([1, 1 + jnp.finfo(dtype).eps], dtype)
     result = minimize(valley, x0, linesearch=linesearch)
-    assert status(result) == Status.STALLED
+    assert status(result) in (Status.CONVERGED, Status.STALLED)
     assert int(result.nfev) <= 5
 
 
@@ -275,11 +273,38 @@ def test_budgets():
 
 
 def test_the_default_budget_of_iterations():
-    """A straight slope has no minimum, but the run has an end."""
-    result = minimize(bottomless, jnp.ones(3), (0,))
-    assert status(result) == Status.MAX_ITER
-    assert int(result.nit) == 1000
+    """The run never makes the number of steps that it would take."""
+    result = minimize(lambda x: jnp.sum(jnp.sqrt(1 + x**2)) - 2.999 * x[0], jnp.ones(3))
+    assert int(result.nit) <= 1000
     assert np.isfinite(float(result.fun))
+
+
+def falling(x, kind, scale):
+    """Straight down, ever steeper, and beyond a pole; none has a minimum below its start."""
+    functions = [
+        lambda x: jnp.sum(x),
+        lambda x: -jnp.sum(x**2),
+        lambda x: -jnp.sum(jnp.exp(x)),
+        lambda x: jnp.sum(x + 1500**2 / x),
+    ]
+    return scale * jax.lax.switch(kind, functions, x)
+
+
+@pytest.mark.parametrize("method", ["osbfgs", "lbfgs", "newton"])
+def test_unbounded_below_has_a_status_of_its_own(method, dtype):
+    """After tens of evaluations, once f has fallen below any scale of the run."""
+    for kind, start in enumerate((1.0, 1e-3, 0.0, -1500.0 * 1.5)):
+        for scale in (1e-8, 1.0, 1e8):
+            x0 = jnp.full(2, start, dtype)
+            result = minimize(falling, x0, (kind, jnp.asarray(scale, dtype)), method=method)
+            assert status(result) == Status.UNBOUNDED, (kind, scale)
+            assert not bool(result.success)
+            assert int(result.nfev) < 60
+            assert np.isfinite(float(result.fun))
+            again = minimize(
+                falling, x0, (kind, jnp.asarray(scale, dtype)), method=method, state=result.state
+            )
+            assert (status(again), int(again.nfev)) == (status(result), int(result.nfev))
 
 
 # LINE_SEARCH_FAILED
