@@ -16,7 +16,9 @@ from jaxqn.checks.numbers import (
     whole_number,
 )
 from jaxqn.checks.objective import (
+    called,
     check_args,
+    check_aux,
     check_callback,
     check_hashable,
     scalar_value,
@@ -24,7 +26,9 @@ from jaxqn.checks.objective import (
 )
 
 __all__ = [
+    "called",
     "check_args",
+    "check_aux",
     "check_callback",
     "check_count",
     "check_hashable",

@@ -10,7 +10,23 @@ from jaxqn._typing import Array
 from jaxqn.checks.arrays import check_native, is_array
 from jaxqn.checks.numbers import described
 
-__all__ = ["check_args", "check_callback", "check_hashable", "scalar_value", "split_aux"]
+__all__ = [
+    "called",
+    "check_args",
+    "check_aux",
+    "check_callback",
+    "check_hashable",
+    "scalar_value",
+    "split_aux",
+]
+
+NEEDS_A_NUMBER = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.NonConcreteBooleanIndexError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
+"""What JAX raises where Python needs the value of an array that is being traced."""
 
 
 def check_hashable(fun: Callable[..., Any]) -> None:
@@ -48,13 +64,39 @@ def check_callback(callback: Any) -> None:
         raise TypeError(f"callback must be a function, but it is {described(callback)}")
 
 
+def called(fun: Callable[..., Any], x: Any, args: Any) -> Any:
+    """``fun(x, *args)`` under tracing, with a word on values that Python cannot have there."""
+    try:
+        return fun(x, *args)
+    except TypeError as error:
+        if not isinstance(error, NEEDS_A_NUMBER) and "concrete value" not in str(error):
+            raise
+        raise TypeError(
+            "fun needs the value of x or of one of its args in Python, for an if, a loop, a shape, "
+            "float(...) or NumPy, but it is compiled with all of them as variables: write "
+            "jnp.where, jax.lax.cond and jax.numpy; what chooses code or a shape is no argument: "
+            "bind it, as in functools.partial(fun, flag=True)"
+        ) from error
+
+
 def split_aux(out: Any, name: str = "fun") -> tuple[Any, Any]:
     """The objective's ``(value, aux)``."""
     if not (isinstance(out, tuple) and len(out) == 2):
+        what = "one array" if hasattr(out, "shape") else described(out)
         raise TypeError(
-            f"with has_aux=True, {name} must return (value, aux), but it returned {described(out)}"
+            f"with has_aux=True, {name} must return (value, aux), but it returned {what}"
         )
     return out
+
+
+def check_aux(aux: Any) -> None:
+    """Raise unless the auxiliary output is a pytree of arrays and numbers."""
+    for path, leaf in jax.tree_util.tree_flatten_with_path(aux)[0]:
+        if not hasattr(leaf, "dtype") and not isinstance(leaf, int | float | complex):
+            raise TypeError(
+                f"aux{jax.tree_util.keystr(path)}, which fun returns beside its value, is "
+                f"{described(leaf)}: aux may hold arrays and numbers only"
+            )
 
 
 def scalar_value(value: Any, name: str = "fun") -> Array:

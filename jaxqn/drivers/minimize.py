@@ -58,7 +58,9 @@ def minimize(
 
     Args:
       fun: objective ``fun(x, *args) -> scalar``, or ``(scalar, aux)`` with ``has_aux``. Keep it one
-        function object and pass data through ``args``: a new lambda per call compiles anew.
+        function object and pass data through ``args``: a new lambda per call compiles anew. As
+        under ``jax.jit``, what it reads elsewhere counts as constant: after a change of an object
+        whose bound method it is, or of a global, the compiled program still has the old value.
       x0: first point, a pytree of real floating arrays of one dtype. The driver forms inner
         products of steps in that dtype: in float32 keep steps within 1e-15 to 1e18, or pass
         ``x_scale``.
@@ -67,12 +69,12 @@ def minimize(
         Spedicato's test for self-scaling. The others are "ssbfgs", "ssbroyden", "bfgs", "broyden",
         "dfp", "sr1", "lbfgs" and "newton".
       linesearch: a :class:`jaxqn.LineSearch`; by default :func:`jaxqn.wolfe`.
-      gtol: stop when the largest entry of the gradient is at most this. By default a run stops where
-        the gradient is as small as rounding of x leaves it, |gᵢ| ≤ r √Bᵢᵢ Σ √Bⱼⱼ |xⱼ| with r =
-        max(1e-10, 2 eps) and the curvature Bᵢᵢ that the run has met, and where neither the model
-        nor a change of a parameter by its own size promises more (:mod:`jaxqn.loop.termination`).
-        That depends on the scale of neither ``fun`` nor x. A start at an exactly stationary point
-        is believed, except by "newton".
+      gtol: stop when the largest entry of the gradient is at most this. By default a run stops
+        where the gradient is as small as rounding of x leaves it, |gᵢ| ≤ r √Bᵢᵢ √(Σ Bⱼⱼ xⱼ²)
+        with r = max(1e-10, 4 eps) and the curvature Bᵢᵢ that the run has met, and where neither the
+        model nor a change of a parameter by its own size promises more
+        (:mod:`jaxqn.loop.termination`). That depends on the scale of neither ``fun`` nor x. A start
+        at an exactly stationary point is believed, except by "newton".
       ftol: stop when an iteration decreases the objective by at most this fraction; 0 is off.
       xtol: stop when a step is at most this fraction of x long; 0 is off.
       maxiter: iterations allowed in all; by default max(1000, 200 n).
@@ -83,9 +85,10 @@ def minimize(
         a diagonal as a pytree like ``x0``.
       x_scale: sizes of the parameters, a pytree like ``x0`` of positive entries or one number. The
         driver minimises over z = x / x_scale, with every size rounded to a power of two; ``gtol``
-        and all results stay in the units of x. By default 1, unless the parameters in ``x0`` spread
-        over decades (log10|x0| has a standard deviation above 0.9, of at most 256 entries, and
-        there is no ``hess_inv0``): then |x0|, and 1 where that is 0.
+        and all results stay in the units of x. By default, up to 256 entries and without
+        ``hess_inv0``: |x0| if the parameters spread over decades there (log10|x0| has a standard
+        deviation above 0.9), else 1; and |fun/∂fun/∂x| for a parameter that is 0 beside it, if
+        that is below √eps of its unit.
       state: ``result.state`` of an earlier call, to continue exactly where it stopped; ``x0`` then
         only gives the structure. Counters and budgets go on from there. ``args`` must be the same:
         for new data start anew from ``result.x``, with ``hess_inv0=result.hess_inv`` if you like.
@@ -164,8 +167,7 @@ def _run(
     x0: ArrayTree, state: LoopState, tol: Tolerances, *, args: Any, problem: Problem
 ) -> MinimizeResult:
     """Run the loop to a status."""
-    evaluate, second = problem.on_vectors(x0, args, state.x_scale)
-    state = run(state, evaluate, second, problem.method, tol)
+    state = run(state, functools.partial(problem.on_vectors, x0, args), problem.method, tol)
     best, back = lowest_point(state, problem.method, alone=True), problem.vector(x0)[1]
     nit, nfev, _, _ = Tally(*state.counts)
     return MinimizeResult(

@@ -11,7 +11,7 @@ its own size by which a parameter moved. So the start has no say in it for long,
 The search measures the noise of f, where its values contradict their slopes.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from jaxqn._typing import Array, ArrayTree
 from jaxqn.linalg import eps, vectors
 from jaxqn.linesearch import rounding_noise
 from jaxqn.loop.path import Path
-from jaxqn.loop.protocol import Outcome, Prospects, Run
+from jaxqn.loop.protocol import Judgement, Outcome, Prospects, Run
 from jaxqn.loop.state import LoopState, Measures, Point
 from jaxqn.loop.termination import (
     LITTLE_OF_F,
@@ -28,6 +28,7 @@ from jaxqn.loop.termination import (
     falls_without_bound,
     nothing_left,
     promises_little,
+    vanished,
 )
 
 __all__ = ["assess_model"]
@@ -43,6 +44,28 @@ FADE_OF_SQUARE = 0.9
 
 UNMOVED = 1e-3
 """Moving a parameter by this part of the extent, over √D, is not moving it."""
+
+
+class Evidence(NamedTuple):
+    """Sums and maxima over a point, for a D and gradients over ``g_scale``.
+
+    Attributes:
+      extent: √(Σ Dⱼ xⱼ²).
+      largest: the largest |gᵢ|/√Dᵢ.
+      hidden: Σ gᵢ²/2Dᵢ times ``g_scale``: what steps along single parameters would gain.
+      xg: the largest |xᵢ gᵢ| times ``g_scale``.
+      dd: dᵀd, with the direction −d.
+      ss: sᵀs of the last step.
+      xx: xᵀx.
+    """
+
+    extent: Array
+    largest: Array
+    hidden: Array
+    xg: Array
+    dd: Array
+    ss: Array
+    xx: Array
 
 
 def near_an_end(state: LoopState, run: Run) -> Array:
@@ -137,40 +160,47 @@ def assess_model(
     def measured() -> Array:
         return jnp.stack([*_evidence(path, new, curvature, now), *squares()[2:]])
 
-    extent, largest, hidden, xg, *sizes = run.compute_if(
-        worthwhile | run.first, measured, jnp.zeros((7,), gHg.dtype)
-    )
-    now = now._replace(
-        extent=jnp.maximum(now.extent, extent),
-        xx_first=jnp.where(run.first, sizes[2], run.now.xx_first),
-    )
+    nothing = jnp.zeros((len(Evidence._fields),), gHg.dtype)
+    seen = Evidence(*run.compute_if(worthwhile | run.first, measured, nothing))
     # Noise that a search met at large values says nothing of small ones.
     modest = now.noise <= eps(new.f.dtype) ** 0.5 * jnp.abs(new.f)
-    noise = jnp.maximum(rounding_noise(new.f), jnp.where(modest, now.noise, 0))
-    little = promises_little(
-        new.f, noise, decrease, 0.5 * now.g_scale * gHg, jnp.stack(sizes), now.xx_first
+    now = now._replace(
+        extent=jnp.maximum(now.extent, seen.extent),
+        xx_first=jnp.where(run.first, seen.xx, run.now.xx_first),
+        noise=jnp.where(modest, now.noise, 0),
     )
-    xg = jnp.maximum(xg, UNMOVED * now.g_scale * largest * now.extent)
-    size, digit = jnp.abs(new.f), eps(new.f.dtype)
-    spent = nothing_left(new.f, xg, now.g_scale**0.5 * now.extent, now.f_first)
-    asked = worthwhile & ~run.first & (tol.noise_rtol > 0)
-    quiet = asked & spent & at_gradient_noise(tol, largest, now.extent)
-    vanished = (size <= digit**3 * now.f_first) & (sizes[2] <= digit**1.5 * now.xx_first)
-    flat = (now.extent > 0) & (hidden <= noise) & (FLATTEST * hidden <= LITTLE_OF_F * size)
-    ends = (judged.moved & little & (quiet | (asked & vanished))) | (
-        judged.failed & (quiet | (asked & spent & flat))
-    )
-    doubts_values = judged.failed & modest & (now.noise > 2 * run.now.noise) & ~quiet & ~ends
+    quiet, ends = _at_minimum(seen, new, decrease, now, judged, run)
+    quiet, ends = (worthwhile & ~run.first & (tol.noise_rtol > 0) & b for b in (quiet, ends))
+    digit = eps(new.f.dtype)
+    falls = falls_without_bound(outcome.trial.f, outcome.slopes.trial, now.f_first)
     prospects = Prospects(
         decrease,
-        negligible=(decrease <= digit**2 * now.f_first) & (sizes[1] <= digit**2 * now.xx_first),
+        negligible=(decrease <= digit**2 * now.f_first) & (seen.ss <= digit**2 * now.xx_first),
         settled=quiet | ends | (now.jac_norm <= tol.gtol),
         at_minimum=ends,
-        doubts_values=doubts_values,
-        unbounded=~run.first
-        & falls_without_bound(outcome.trial.f, outcome.slopes.trial, now.f_first),
+        doubts_values=judged.failed & (now.noise > 2 * run.now.noise) & ~quiet & ~ends,
+        unbounded=falls & ~run.first,
     )
-    return curvature, now._replace(noise=jnp.where(modest, now.noise, 0)), prospects
+    return curvature, now, prospects
+
+
+def _at_minimum(
+    seen: Evidence, new: Point, decrease: Array, now: Measures, judged: Judgement, run: Run
+) -> tuple[Array, Array]:
+    """Whether the gradient is at its noise with nothing left to gain, and whether the run ends."""
+    size, noise = jnp.abs(new.f), jnp.maximum(rounding_noise(new.f), now.noise)
+    promised, sizes = 0.5 * now.g_scale * now.gHg, jnp.stack([seen.dd, seen.ss, seen.xx])
+    little = promises_little(new.f, noise, decrease, promised, sizes, now.xx_first)
+    xg = jnp.maximum(seen.xg, UNMOVED * now.g_scale * seen.largest * now.extent)
+    spent = nothing_left(new.f, xg, now.g_scale**0.5 * seen.extent, now.f_first)
+    quiet = spent & at_gradient_noise(run.tol, seen.largest, now.extent)
+    flat = (
+        (now.extent > 0) & (seen.hidden <= noise) & (FLATTEST * seen.hidden <= LITTLE_OF_F * size)
+    )
+    gone = vanished(new.f, seen.xg, now.f_first, run.tally.nit)
+    return quiet, (judged.moved & little & (quiet | gone)) | (
+        judged.failed & (quiet | (spent & flat))
+    )
 
 
 def _first_scale(state: LoopState, trial: Point, run: Run) -> Array:
@@ -181,7 +211,7 @@ def _first_scale(state: LoopState, trial: Point, run: Run) -> Array:
 
 
 def _evidence(path: Path, new: Point, curvature: ArrayTree, now: Measures) -> list[Array]:
-    """The extent, the largest |gᵢ|/√Dᵢ, half the sum of its squares, and the largest |xᵢ gᵢ|.
+    """The first four of :class:`Evidence`.
 
     A gradient so small that a move by all of ‖x‖ changes f by less than its last digit counts as 0.
     """
@@ -194,6 +224,7 @@ def _evidence(path: Path, new: Point, curvature: ArrayTree, now: Measures) -> li
         return jnp.where(shown, jnp.abs(g) / root, 0)
 
     ratio = jax.tree.map(in_units_of_curvature, g, root)
-    extent, hidden = vectors.products((root, jax.tree.map(jnp.abs, new.x)), (ratio, ratio))
+    sizes = jax.tree.map(jnp.multiply, root, new.x)
+    extent_squared, hidden = vectors.products((sizes, sizes), (ratio, ratio))
     largest, xg = vectors.inf_norms(ratio, jax.tree.map(jnp.multiply, new.x, g))
-    return [extent, largest, 0.5 * now.g_scale * hidden, now.g_scale * xg]
+    return [jnp.sqrt(extent_squared), largest, 0.5 * now.g_scale * hidden, now.g_scale * xg]

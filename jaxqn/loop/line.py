@@ -158,10 +158,7 @@ def _replan(
     )
     steepest = restarts | (state.flags.steepest & (run.first | ~judged.moved))
     search = _aim(linesearch, state, outcome, new, now, steepest, prospects, run)
-    begins = judged.moved | restarts | prospects.doubts_values
-    return Replanned(
-        new, s, approx, curvature, plan, search, now, prospects, begins, restarts, steepest
-    )
+    return Replanned(new, s, approx, curvature, plan, search, now, prospects, restarts, steepest)
 
 
 def _gradient_norms(outcome: Outcome, run: Run) -> tuple[Array, Array]:

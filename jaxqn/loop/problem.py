@@ -10,7 +10,9 @@ import numpy as np
 
 from jaxqn._typing import Array, ArrayTree
 from jaxqn.checks import (
+    called,
     check_args,
+    check_aux,
     check_hashable,
     check_initial,
     check_x_scale,
@@ -111,9 +113,15 @@ class Problem(NamedTuple):
         """The state before the first evaluation, in units of ``x_scale`` or of the sizes in x0."""
         aux = None
         if self.has_aux:
-            shapes = split_aux(jax.eval_shape(self.objective, x0, *args))[1]
+
+            def output() -> Any:
+                aux = split_aux(called(self.objective, x0, args))[1]
+                check_aux(aux)
+                return aux
+
+            shapes = jax.eval_shape(output)
             aux = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        x = self.vector(x0)[0]
+        x, given = self.vector(x0)[0], x_scale is not None
         if x_scale is not None:
             x_scale = jax.tree.map(power_of_two, self.vector(x_scale)[0])
         elif vectors.size(x) <= MAX_AUTOMATIC:
@@ -121,7 +129,7 @@ class Problem(NamedTuple):
         if H0 is not None:
             dense = self.method.qn.dense
             H0 = inverse_hessian_to_scaled(H0 if dense else packing(x0)(H0), x_scale, dense=dense)
-        return start(to_scaled(x, x_scale), aux, self.method, H0, x_scale)
+        return start(to_scaled(x, x_scale), aux, self.method, H0, x_scale, given=given)
 
     def on_vectors(self, x0: ArrayTree, args: Any, x_scale: Any) -> tuple[Evaluate, Second]:
         """``(z, g_scale) -> Point``, its gradient divided by g_scale, and ``z -> Hessian``."""
@@ -129,7 +137,7 @@ class Problem(NamedTuple):
         dtype = jax.tree.leaves(vector)[0].dtype
 
         def fun(z: ArrayTree) -> tuple[Array, Any]:
-            out = self.objective(back(from_scaled(z, x_scale)), *args)
+            out = called(self.objective, back(from_scaled(z, x_scale)), args)
             value, aux = split_aux(out) if self.has_aux else (out, None)
             return scalar_value(value).astype(dtype), aux
 

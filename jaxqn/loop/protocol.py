@@ -178,7 +178,6 @@ class Replanned(NamedTuple):
       search: state of the next search.
       now: measures of the next point; the least values are still those before it.
       prospects: what the model says of it.
-      begins: whether a search begins.
       restarts: whether the curvature was forgotten.
       steepest: whether the direction is the negative gradient.
     """
@@ -191,6 +190,5 @@ class Replanned(NamedTuple):
     search: Any
     now: Measures
     prospects: Prospects
-    begins: Array
     restarts: Array
     steepest: Array

@@ -74,7 +74,7 @@ class Measures(NamedTuple):
       least_f: the least value of any point so far.
       f_first: the scale of f where the run began: |f| there, or the first decrease if that is more.
       xx_first: xᵀx of the first point.
-      extent: Σ √Bⱼⱼ |xⱼ| by ``Scales.curvature``, the size that x has or had lately.
+      extent: √(Σ Dⱼ xⱼ²) by ``Scales.curvature`` D, the size that x has or had lately.
       noise: the noise of f that a search met, 0 until then.
     """
 
@@ -112,10 +112,12 @@ class Flags(NamedTuple):
     Attributes:
       steepest: whether the direction is the negative gradient.
       may_rescale: whether the run chooses ``g_scale``; not where the caller gave an H0.
+      may_choose_units: whether the run chooses ``x_scale``; not where the caller gave it or an H0.
     """
 
     steepest: Array
     may_rescale: Array
+    may_choose_units: Array
 
 
 class Scales(NamedTuple):

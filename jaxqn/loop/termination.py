@@ -38,6 +38,7 @@ __all__ = [
     "noise_rtol",
     "nothing_left",
     "promises_little",
+    "vanished",
 ]
 
 
@@ -63,8 +64,8 @@ class Tolerances(NamedTuple):
 
 
 def noise_rtol(dtype: jax.typing.DTypeLike) -> float:
-    """max(1e-10, 2 eps), the relative change of x that counts as rounding: 2.4e-7 in float32."""
-    return max(1e-10, 2 * eps(dtype))
+    """max(1e-10, 4 eps), the relative change of x that counts as rounding: 4.8e-7 in float32."""
+    return max(1e-10, 4 * eps(dtype))
 
 
 FLAT_LIMIT = 10
@@ -86,15 +87,16 @@ def is_short(s: ArrayTree, x: ArrayTree, xtol: Array) -> Array:
 def at_gradient_noise(tol: Tolerances, largest: Array, extent: Array) -> Array:
     """Whether a relative change of x by ``noise_rtol`` explains the whole gradient.
 
-        |gᵢ| ≤ r √Dᵢ Σⱼ √Dⱼ |xⱼ|   for all i,
+        |gᵢ| ≤ r √Dᵢ √(Σⱼ Dⱼ xⱼ²)   for all i,
 
-    D being the diagonal of the Hessian as far as the run knows it. A change of every xⱼ by r |xⱼ|
-    changes gᵢ by up to r Σ |Bᵢⱼ| |xⱼ|, and |Bᵢⱼ| ≤ √(Bᵢᵢ Bⱼⱼ) where B is positive semidefinite.
+    D being the diagonal of the Hessian as far as the run knows it. Changes of every xⱼ by r |xⱼ|,
+    with random signs, change gᵢ by r √(Σ Bᵢⱼ² xⱼ²) on average, and Bᵢⱼ² ≤ Bᵢᵢ Bⱼⱼ where B is
+    positive semidefinite.
 
     Args:
       tol: tolerances and budgets.
       largest: the largest |gᵢ|/√Dᵢ.
-      extent: Σ √Dⱼ |xⱼ|.
+      extent: √(Σ Dⱼ xⱼ²).
     """
     return (extent > 0) & (largest <= tol.noise_rtol * extent)
 
@@ -102,15 +104,28 @@ def at_gradient_noise(tol: Tolerances, largest: Array, extent: Array) -> Array:
 def nothing_left(f: Array, xg: Array, extent: Array, f_first: Array) -> Array:
     """Whether no parameter can change f much, or f itself is nothing on the scale of the problem.
 
-        max |xᵢ gᵢ| ≤ 0.003 |f|,    or    |f| ≤ eps/100 (Σ √Dⱼ |xⱼ|)²  and  |f| ≤ eps^1.5 |f₀|
+        max |xᵢ gᵢ| ≤ 0.003 |f|,    or    |f| ≤ 0.1 eps F  and  |f| ≤ eps^1.5 max(F, |f₀|)
 
     Where rounding hides a gradient, one flat direction may still lead far down. The first measure
     sees that where the start says nothing. The second is for f → 0, as in a sum of squares with
-    residuals 0: a change of x by its own size makes f of the size of the square.
+    residuals 0: a change of x by its own size makes f about F = Σ Dⱼ xⱼ².
     """
     digit = eps(f.dtype)
-    solved = (jnp.abs(f) <= 0.01 * digit * extent**2) & (jnp.abs(f) <= digit**1.5 * f_first)
+    F = extent**2
+    solved = jnp.abs(f) <= jnp.minimum(0.1 * digit * F, digit**1.5 * jnp.maximum(F, f_first))
     return (xg <= LITTLE_OF_F * jnp.abs(f)) | solved
+
+
+def vanished(f: Array, xg: Array, f_first: Array, nit: Array) -> Array:
+    """Whether f has fallen to nothing, |f| ≤ eps³ 0.7ᵏ |f₀| after k steps, and does not cross 0.
+
+    An infimum of 0 at infinity, or without curvature, has no other scale than the values before. A
+    step of such a run leaves less than 0.7 of f, and a first value that is enormous says little. On
+    the way to other values a change of x by its own size changes f by far more than |f|.
+    """
+    digit = eps(f.dtype)
+    nothing = jnp.abs(f) <= digit**3 * 0.7 ** nit.astype(f.dtype) * f_first
+    return nothing & (xg <= jnp.abs(f) / digit**0.5)
 
 
 def promises_little(

@@ -43,7 +43,13 @@ from jaxqn.loop.protocol import Judgement, Method, Outcome, Replanned, Run
 from jaxqn.loop.state import Flags, LineTrial, LoopState, Measures, Point, Scales, Tally
 from jaxqn.loop.status import Status
 from jaxqn.loop.termination import Tolerances, assess, is_short
-from jaxqn.loop.units import from_scaled, gradient_from_scaled
+from jaxqn.loop.units import (
+    from_scaled,
+    gradient_from_scaled,
+    gradient_to_scaled,
+    to_scaled,
+    units_of_zeros,
+)
 
 __all__ = ["lowest_point", "run", "start", "trip"]
 
@@ -54,8 +60,10 @@ Second = Callable[[ArrayTree], Array]
 """``z -> `` what ``QuasiNewton.needs`` names: the Hessian."""
 
 
-def start(x: ArrayTree, aux: Any, method: Method, H0: Any, x_scale: Any) -> LoopState:
-    """The state before the first trip, which evaluates x; in units of ``x_scale``."""
+def start(
+    x: ArrayTree, aux: Any, method: Method, H0: Any, x_scale: Any, *, given: bool
+) -> LoopState:
+    """The state before the first trip, which evaluates x; in units of ``x_scale``, if ``given``."""
     dtype, zeros = vectors.tree_dtype(x), jax.tree.map(jnp.zeros_like, x)
     zero, one, inf = jnp.zeros((), dtype), jnp.ones((), dtype), jnp.full((), jnp.inf, dtype)
     lowest = LineTrial(jnp.stack([zero, inf, inf, inf]), g=zeros, aux=aux)
@@ -80,7 +88,9 @@ def start(x: ArrayTree, aux: Any, method: Method, H0: Any, x_scale: Any) -> Loop
         search=search,
         approx=method.qn.init(x, H0),
         flags=Flags(
-            steepest=jnp.array(H0 is None and needs_nothing), may_rescale=jnp.array(H0 is None)
+            steepest=jnp.array(H0 is None and needs_nothing),
+            may_rescale=jnp.array(H0 is None),
+            may_choose_units=jnp.array(H0 is None and not given),
         ),
         scalars=jnp.stack(measures),
         counts=jnp.zeros((4,), jnp.int32),
@@ -90,12 +100,15 @@ def start(x: ArrayTree, aux: Any, method: Method, H0: Any, x_scale: Any) -> Loop
 
 
 def run(
-    state: LoopState, evaluate: Evaluate, second: Second, method: Method, tol: Tolerances
+    state: LoopState,
+    on_vectors: Callable[[Any], tuple[Evaluate, Second]],
+    method: Method,
+    tol: Tolerances,
 ) -> LoopState:
-    """Trips until there is a status."""
+    """Trips until there is a status; ``on_vectors`` gives the objective by z, for an x_scale."""
     return jax.lax.while_loop(
         lambda s: s.status == Status.RUNNING,
-        lambda s: trip(s, evaluate, second, method, tol),
+        lambda s: trip(s, *on_vectors(s.x_scale), method, tol),
         _revive(state, tol),
     )
 
@@ -107,18 +120,21 @@ def trip(
     globalization, this = method.globalization, _begin(state, method, tol)
     x = globalization.at(state.point.x, state.search.alpha, state.plan)
     trial = evaluate(x, this.now.g_scale)  # the only place where the objective is called
+    if method.qn.needs == "nothing" and state.x_scale is not None:
+        state, trial = _choose_units(state, trial, this)
     sizes, g_scale = _measure(state, trial, this)
     search, slopes, judged = globalization.judge(state, trial, this)
     point, lowest = _commit(state, trial, sizes, g_scale, judged, this)
     outcome = Outcome(trial, sizes, g_scale, slopes, judged, point, lowest)
     then = globalization.replan(state, outcome, this, second)
+    begins = judged.moved | then.restarts | then.prospects.doubts_values  # a search
     now, tally, status = _conclude(state, then, judged, this)
     none_lower = jnp.stack([jnp.zeros_like(point.f), point.f, now.g_norm, now.jac_norm])
     return LoopState(
         point=then.point,
         lowest=lowest._replace(scalars=jnp.where(judged.moved, none_lower, lowest.scalars)),
         plan=then.plan,
-        search=where(then.begins, then.search, search),
+        search=where(begins, then.search, search),
         approx=then.approx,
         flags=state.flags._replace(steepest=then.steepest),
         scalars=jnp.stack(now),
@@ -135,6 +151,17 @@ def _begin(state: LoopState, method: Method, tol: Tolerances) -> Run:
     first = tally.nfev == 0
     branch = vectors.branching_pays(state.point.x)
     return Run(method, tol, now, tally, running, first, branch)
+
+
+def _choose_units(state: LoopState, trial: Point, this: Run) -> tuple[LoopState, Point]:
+    """At the first point, units for parameters whose value there says nothing of their size."""
+    chooses = this.first & state.flags.may_choose_units
+    units = jax.tree.map(
+        lambda u: jnp.where(chooses, u, 1), units_of_zeros(trial.x, trial.f, trial.g)
+    )
+    x, g = to_scaled(trial.x, units), gradient_to_scaled(trial.g, units)
+    scales = state.scales._replace(x_scale=from_scaled(state.x_scale, units))
+    return state._replace(scales=scales), trial._replace(x=x, g=g)
 
 
 def _measure(state: LoopState, trial: Point, this: Run) -> tuple[tuple[Array, Array], Array]:
@@ -210,7 +237,8 @@ def _conclude(
         within_ftol=stepped & (prospects.decrease <= tol.ftol * jnp.abs(new.f)),
         within_xtol=stepped & short,
         failed=then.restarts & state.flags.steepest & ~moved,
-        stalled=(judged.stalled & ~then.begins) | (prospects.settled & judged.failed),
+        stalled=(judged.stalled & ~then.restarts & ~prospects.doubts_values)
+        | (prospects.settled & judged.failed),
         unbounded=prospects.unbounded,
     )
     return now._replace(least_f=least_f, least_g_norm=least_g_norm), counts, status

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxqn._typing import Array, ArrayTree
-from jaxqn.linalg import pooled, power_of_two, vectors
+from jaxqn.linalg import eps, pooled, power_of_two, vectors
 
 __all__ = [
     "MAX_AUTOMATIC",
@@ -23,6 +23,7 @@ __all__ = [
     "gradient_to_scaled",
     "inverse_hessian_to_scaled",
     "to_scaled",
+    "units_of_zeros",
 ]
 
 MAX_AUTOMATIC = 256
@@ -56,6 +57,22 @@ def automatic(x: ArrayTree) -> ArrayTree:
     count, total, squares = jnp.sum(jnp.stack([moments(a.ravel()) for a in pooled(x)]), axis=0)
     spread = count * squares - total**2 > (LEAST_SPREAD * count) ** 2
     return jax.tree.map(lambda a: jnp.where(spread & known(a), power_of_two(jnp.abs(a)), 1), x)
+
+
+def units_of_zeros(z: ArrayTree, f: Array, g: ArrayTree) -> ArrayTree:
+    """Units, over those of z, for entries whose value says nothing of their size; else 1.
+
+    A change of such an entry by |f/∂f/∂z| changes f by all of its value. Where that is below √eps,
+    and z not above 100 times it, the unit of z says nothing: z is the amplitude 0 of a signal of
+    size 1e-15.
+    """
+
+    def of_leaf(z: Array, g: Array) -> Array:
+        size = jnp.abs(f).astype(z.dtype) / jnp.where(g == 0, 1, jnp.abs(g))
+        tiny = (g != 0) & (size <= eps(z.dtype) ** 0.5) & (jnp.abs(z) <= 100 * size)
+        return jnp.where(tiny, power_of_two(size), 1)
+
+    return jax.tree.map(of_leaf, z, g)
 
 
 def to_scaled(x: ArrayTree, x_scale: ArrayTree | None) -> ArrayTree:

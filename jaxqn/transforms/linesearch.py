@@ -14,6 +14,7 @@ from jaxqn.linesearch import (
     check_linesearch,
     expected_decrease,
     parabola_step,
+    rounding_noise,
     stopped_short,
     trial_along_gradient,
     wolfe,
@@ -36,7 +37,8 @@ class LinesearchInfo(NamedTuple):
 
     Attributes:
       nfev: evaluations of value and gradient, int32.
-      failed: whether the search found no acceptable step; the step taken is then that of the lowest
+      failed: whether the search found no acceptable step, although its slope promises more than the
+        rounding of the objective. A search without an acceptable step takes that of the lowest
         trial, or zero.
     """
 
@@ -231,13 +233,18 @@ def _search(
     )
     search = jax.lax.while_loop(lambda search: ~search.ended, trip, search)
     best = search.best
+    # At a minimum to the precision of the objective a search finds nothing, and nothing failed.
+    noise = jnp.maximum(rounding_noise(phi0), getattr(search.machine, "noise", 0))
+    stationary = jnp.all(jnp.stack([jnp.all(g == 0) for g in jax.tree.leaves(grad)]))
+    below_rounding = (0.5 * jnp.abs(dphi0) <= noise) & ((dphi0 < 0) | stationary)
+    failed = search.failed & ~below_rounding
     short = ~fresh & ~search.failed & stopped_short(best.alpha, dphi0, slope(best.grad))
     return step(best.alpha), ScaleByLinesearchState(
         learning_rate=best.alpha,
         value=best.value.astype(state.value.dtype),
         grad=best.grad,
         expected=expected_decrease(best.value, phi0 - best.value, short),
-        info=LinesearchInfo(search.nfev, search.failed),
+        info=LinesearchInfo(search.nfev, failed),
     )
 
 

@@ -73,11 +73,14 @@ def test_the_state_is_sharded_as_the_parameters_are():
 
 @pytest.mark.compiled
 def test_vectors_never_gather():
-    """Only sums travel: all-reduces of scalars and of m-vectors, and not many of them."""
+    """Only sums travel: all-reduces of scalars and of m-vectors, and not many of them.
+
+    Of long vectors five of them, the evidence of the run, are made only near an end.
+    """
     compiled = jax.jit(solve).lower(placed(start(), 8)).compile().as_text()
     assert not re.search(r" (all-gather|all-to-all|collective-permute)(-start)?\(", compiled)
     reductions = re.findall(r" = (.*?) all-reduce(?:-start)?\(", compiled)
-    assert 0 < len(reductions) <= 8
+    assert 0 < len(reductions) <= 11
     sizes = [
         np.prod([int(d) for d in dims.split(",") if d])
         for shapes in reductions

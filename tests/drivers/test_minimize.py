@@ -71,8 +71,9 @@ EXCEPTIONS = {
     ): "float32: with a line search, SR1 loses the descent direction in the noise",
 }
 
-# Pairs that reach the minimum, in so many steps that rounding says how they end.
-MAY_STALL = {("lbfgs", "quadratic")}
+# Pairs that reach the minimum, in so many steps that rounding says how they end; in the valley of
+# the singular function rounding is larger than the gradient along it.
+MAY_STALL = {("lbfgs", "quadratic"), ("sr1", "powell_singular"), ("bfgs", "powell_singular")}
 
 
 @functools.cache
@@ -133,7 +134,7 @@ def test_solutions_are_the_known_ones():
 def test_backtracking_converges_too(name):
     result = run(name, method="bfgs", linesearch=backtracking())
     minimum = by_name(name).minimum
-    assert bool(result.success)
+    assert bool(result.success) or ("bfgs", name) in MAY_STALL
     assert float(result.fun) <= minimum + 1e-10 * max(1, abs(minimum))
 
 
@@ -326,7 +327,7 @@ def test_no_step_is_short_where_squares_are_out_of_range(size):
     def fun(x):
         return jnp.sum((x / size - 3) ** 2 * jnp.array([1, 10], x.dtype))
 
-    result = minimize(fun, size * jnp.array([1, 2], size.dtype), xtol=1e-3)
+    result = minimize(fun, size * jnp.array([1, 2], size.dtype), xtol=1e-3, x_scale=1.0)
     assert status(result) != Status.XTOL
 
 
@@ -531,15 +532,18 @@ def test_no_select_over_a_matrix():
 
 
 @pytest.mark.compiled
-def test_a_long_run_has_room_for_seven_vectors_beside_its_history():
-    """An eighth would be a copy of the trial, made for the loop that holds a refused one."""
+def test_a_long_run_has_room_for_ten_vectors_beside_its_history():
+    """The eighth and ninth are the curvature and its correction, made near an end only.
+
+    An eleventh would be a copy of the trial, made for the loop that holds a refused one.
+    """
     n, m = 20_000, 5
 
     def solve(x):
         return minimize(rosenbrock, x, method=lbfgs_memory(m)).x
 
     memory = jax.jit(solve, donate_argnums=0).lower(jnp.zeros(n)).compile().memory_analysis()
-    assert memory.temp_size_in_bytes < (2 * m + 7.5) * n * 8
+    assert memory.temp_size_in_bytes < (2 * m + 10.5) * n * 8
 
 
 @pytest.mark.parametrize("method", ["osbfgs", "lbfgs"])

@@ -326,7 +326,7 @@ def test_a_batch_is_its_members():
     for k, x in enumerate(starts):
         same(jax.tree.map(lambda leaf, k=k: leaf[k], batch), alone(x), rtol=1e-6)
     failed = batch[1].info.failed
-    assert failed.tolist() == [False, False, False, True, True]
+    assert failed.tolist() == [False, False, False, False, True]  # a minimum is no failure
 
 
 def test_state_tools():

@@ -1,0 +1,219 @@
+"""What a run says of its end is true: CONVERGED at minima, failure where something failed.
+
+The inputs are those of users that went wrong, each an instance of a kind.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxqn
+from jaxqn import Status, minimize, minimize_batch
+from jaxqn.loop.units import units_of_zeros
+
+POOR = 0.1  # in chi-squared
+
+
+def status(result):
+    return Status(int(result.status))
+
+
+def rosenbrock(x):
+    return jnp.sum(100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2)
+
+
+# Far starts: the first gradient says nothing
+
+
+@pytest.mark.parametrize("method", ["osbfgs", "bfgs", "lbfgs", "newton"])
+def test_a_far_start_makes_no_test_vacuous(method, dtype):
+    """From 1e4 in float32 the valley is below rounding, and a run may stop there; not CONVERGED."""
+    starts = [[100.0, 100.0], [50.0, 1.0], [1e4, 1e4], [-1.2e4, 1e4], [1.0, -1e3]]
+    result = minimize_batch(rosenbrock, jnp.asarray(starts, dtype), method=method)
+    believed = np.asarray(result.status) == Status.CONVERGED
+    assert np.all(np.asarray(result.fun)[believed] < 1e-6)
+    assert set(result.status.tolist()) <= {Status.CONVERGED, Status.STALLED, Status.MAX_ITER}
+    if method == "osbfgs":
+        assert believed[:2].all()
+
+
+# Fits
+
+
+def decays(count, dtype, seed=0):
+    """Noisy decays A exp(−k t) + c, some hardly bent: flat valleys in A, k and c."""
+    draws = np.random.default_rng(seed)
+    t = np.linspace(0, 10, 60)
+    A, k, c = draws.uniform(50, 500, count), 10 ** draws.uniform(-1.5, 0.3, count), 5.0
+    noise = 2 * draws.normal(size=(count, len(t)))
+    y = A[:, None] * np.exp(-k[:, None] * t) + c + noise
+    return t.astype(dtype), y.astype(np.float32).astype(dtype)
+
+
+def misfit(p, t, y):
+    return jnp.sum((p[0] * jnp.exp(-p[1] * t) + p[2] - y) ** 2)
+
+
+def softplus_misfit(u, t, y):
+    return misfit([jax.nn.softplus(u[0]), jax.nn.softplus(u[1]), u[2]], t, y)
+
+
+def fits(fun, start, count, dtype, **options):
+    t, y = decays(count, dtype)
+    return minimize_batch(
+        fun, jnp.asarray(start, dtype), (t, y), in_axes=(None, None, 0), **options
+    )
+
+
+def test_a_fit_that_says_converged_is_good_for_statistics():
+    """Float32 fits beside float64 ones of the same data."""
+    count = 500
+    exact = fits(misfit, [200.0, 0.3, 5.0], count, np.float64)
+    assert np.mean(exact.success) > 0.999
+    result = fits(misfit, [200.0, 0.3, 5.0], count, np.float32)
+    t, y = decays(count, np.float64)
+    value = jax.vmap(misfit, (0, None, 0))(np.asarray(result.x, np.float64), t, y)
+    above = (value - exact.fun) / 4
+    said = np.asarray(result.success)
+    assert np.max(above[said]) < POOR
+    assert np.mean(~said & (above < POOR)) <= 0.02
+    assert np.mean(result.nfev) < 30
+
+
+def test_no_step_carries_a_parameter_to_a_plateau(dtype):
+    """Softplus of free parameters: the sizes of the start say how far a step may go."""
+    start = [200.0, float(np.log(np.expm1(0.3))), 5.0]
+    result = fits(softplus_misfit, start, 500, dtype)
+    assert np.max(result.fun) < 480  # twice the expected value
+
+
+def test_noise_of_the_objective_is_measured():
+    """Float32 sums of large squares: values contradict slopes, and the run follows slopes."""
+    t, y = decays(200, np.float32)
+    noise = jax.jit(
+        jax.vmap(lambda y: minimize(misfit, jnp.array([200, 0.3, 5], jnp.float32), (t, y)))
+    )(y).state.measures.noise
+    digits = np.asarray(noise) / (np.finfo(np.float32).eps * 240)
+    assert np.sum(digits > 10) >= 5
+    assert np.max(digits) < 200
+
+
+# Newton's method
+
+
+def scarp(v):
+    x, y = v
+    return -0.138 * jnp.log(x) + 143.4 * x**2 + 23.9 * x * y - 291.9 * x + y**2 - 24.4 * y
+
+
+def test_newton_takes_as_many_steps_in_float32(dtype):
+    """Eigenvalues four decades apart are no rounding, in units of the diagonal."""
+    b, c = 2 * (143.4 - 23.9**2 / 4), -291.9 + 23.9 * 24.4 / 2
+    x = (-c + np.sqrt(c**2 + 4 * b * 0.138)) / (2 * b)
+    for start in ([100.0, -3.0], [1.0, 0.0]):
+        result = minimize(scarp, jnp.asarray(start, dtype), method="newton")
+        assert status(result) == Status.CONVERGED
+        assert int(result.nfev) <= 12
+        np.testing.assert_allclose(result.x[0], x, rtol=1e-9 if dtype == np.float64 else 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("fun", "start", "value"),
+    [
+        (lambda x: jnp.sum(jnp.cos(x)), [0.0], -1.0),
+        (lambda x: x[0] ** 2 - x[1] ** 2 + x[1] ** 4, [0.0, 0.0], -0.25),
+        (lambda x: 1e6 * (x[0] * x[1] + x[0] ** 4 + x[1] ** 4), [0.0, 0.0], -1.25e5),
+    ],
+    ids=["maximum", "saddle", "crossed"],
+)
+def test_newton_leaves_saddles_and_maxima(fun, start, value, dtype):
+    """Others believe a stationary start: they know gradients only."""
+    x0 = jnp.asarray(start, dtype)
+    result = minimize(fun, x0, method="newton")
+    assert status(result) == Status.CONVERGED
+    np.testing.assert_allclose(result.fun, value, rtol=1e-5)
+    assert int(minimize(fun, x0).nfev) == 1
+
+
+# Units
+
+
+def peak(p, t, y):
+    return jnp.sum((p[0] * jnp.exp(-0.5 * ((t - p[1]) / p[2]) ** 2) - y) ** 2)
+
+
+@pytest.mark.parametrize("method", ["osbfgs", "lbfgs"])
+@pytest.mark.parametrize("amplitude", [1e-16, 0.0, 3e-15])
+def test_units_of_small_parameters(amplitude, method, dtype):
+    """Beside a mean of 1.3, an amplitude of 1e-16 is no rounded zero; nor is 0 of size 1."""
+    t, truth = np.linspace(1, 2, 100), np.array([1.2e-15, 1.4, 0.11])
+    y = truth[0] * np.exp(-0.5 * ((t - truth[1]) / truth[2]) ** 2)
+    data = t.astype(dtype), y.astype(dtype)
+    result = minimize(peak, jnp.asarray([amplitude, 1.3, 0.2], dtype), data, method=method)
+    assert status(result) == Status.CONVERGED
+    np.testing.assert_allclose(np.abs(result.x), truth, rtol=1e-3)
+
+
+def test_units_of_zeros(dtype):
+    z, g = jnp.asarray([0, 0, 1, 6e-17, 0], dtype), jnp.asarray([1e12, 1, 1e12, 1, 0], dtype)
+    units = units_of_zeros(z, jnp.asarray(1.0, dtype), g)
+    np.testing.assert_array_equal(units, [2.0**-40, 1, 1, 1, 1])
+
+
+# Ends without a minimum, and at one
+
+
+@pytest.mark.parametrize("method", ["osbfgs", "lbfgs"])
+def test_a_kink_where_the_value_is_zero_ends(method, dtype):
+    """Digits of f never end there; what is left is nothing on the scale of the start."""
+    result = minimize(jnp.linalg.norm, jnp.asarray([20.0, 20.0], dtype), method=method)
+    assert int(result.nfev) < 1000
+    assert float(result.fun) < 1e-10
+
+
+@pytest.mark.parametrize("method", ["osbfgs", "lbfgs", "newton"])
+def test_a_run_from_its_own_solution_says_converged(method, dtype):
+    draws = np.random.default_rng(0)
+    A = draws.normal(size=(100, 5)).astype(dtype)
+    b = (A @ np.ones(5) + 0.1 * draws.normal(size=100)).astype(dtype)
+    for fun, x0, args in (
+        (rosenbrock, np.array([-1.2, 1.0], dtype), ()),
+        (lambda w, A, b: jnp.sum((A @ w - b) ** 2), np.zeros(5, dtype), (A, b)),
+    ):
+        first = minimize(fun, x0, args, method=method)
+        again = minimize(fun, first.x, args, method=method)
+        assert (status(first), status(again)) == (Status.CONVERGED, Status.CONVERGED)
+        resumed = minimize(fun, x0, args, method=method, state=first.state)
+        assert (status(resumed), int(resumed.nfev)) == (Status.CONVERGED, int(first.nfev))
+
+
+def test_a_batch_says_what_its_singles_say(dtype):
+    t, y = decays(12, dtype)
+    start = jnp.asarray([200.0, 0.3, 5.0], dtype)
+    batch = minimize_batch(misfit, start, (t, y), in_axes=(None, None, 0))
+    one = functools.partial(minimize, misfit, start)
+    singles = [one((t, row)) for row in y]
+    assert [status(r).name for r in singles] == [Status(int(s)).name for s in batch.status]
+
+
+# Errors for what cannot be traced
+
+
+@pytest.mark.parametrize(
+    ("fun", "args", "options", "words"),
+    [
+        (lambda x, flag: jnp.sum(x) if flag else x[0], (True,), {}, "jnp.where"),
+        (lambda x, n: jnp.sum(x) + jnp.zeros(n)[0], (3,), {}, "functools.partial"),
+        (lambda x: float(jnp.sum(x)), (), {}, "needs the value"),
+        (lambda x: np.linalg.norm(x), (), {}, "jax.numpy"),
+        (lambda x: (jnp.sum(x), {"name": "a"}), (), {"has_aux": True}, r"aux\['name'\]"),
+        (lambda x: jnp.sum(x), (), {"has_aux": True}, r"\(value, aux\), but it returned one"),
+    ],
+    ids=["if", "shape", "float", "numpy", "string in aux", "no aux"],
+)
+def test_what_cannot_be_traced_is_said_in_a_sentence(fun, args, options, words):
+    with pytest.raises(TypeError, match=words):
+        jaxqn.minimize(fun, jnp.ones(2), args, **options)
