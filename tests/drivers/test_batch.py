@@ -133,7 +133,7 @@ def test_the_problems_are_what_they_should_be():
     assert ends["falling"] == {Status.UNBOUNDED}
     assert Status.UNBOUNDED in ends["plunging"]
     assert Status.LINE_SEARCH_FAILED in ends["wall"]
-    assert np.abs(result.x[kind == KINDS["plunging"]]).max() > 1e10
+    assert np.abs(result.x[kind == KINDS["plunging"]]).max() > 1e8
     assert ends["solved"] == ends["tiny"] == {Status.CONVERGED}
     assert set(result.nfev[kind == KINDS["solved"]]) == {1}
     assert Status.CONVERGED in ends["edge"]

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from benchmarks import classical
 
 import jaxqn
 from jaxqn import Status, minimize, minimize_batch
@@ -38,6 +39,25 @@ def test_a_far_start_makes_no_test_vacuous(method, dtype):
     assert set(result.status.tolist()) <= {Status.CONVERGED, Status.STALLED, Status.MAX_ITER}
     if method == "osbfgs":
         assert believed[:2].all()
+
+
+FAR = {"beale": 1e-3, "kowalik osborne": 1.9e-3, "rosenbrock 6": 4.1}
+"""Functions, and the highest of their minima and infima along valleys."""
+
+
+@pytest.mark.parametrize("method", ["osbfgs", "newton"])
+def test_curvature_met_elsewhere_fades(method, dtype):
+    """Beside that of a far start a gradient would be at its noise in every valley on the way."""
+    x0, numbers, scales = classical.starts((10.0, 100.0, 1e3), 2)
+    names = np.array([function.name for function in classical.FUNCTIONS])[numbers]
+    chosen = np.isin(names, list(FAR)) & ((names != "beale") | (scales <= 100))
+    result = minimize_batch(
+        classical.numbered, jnp.asarray(x0[chosen], dtype), (numbers[chosen],), method=method
+    )
+    highest = np.array([FAR[name] for name in names[chosen]])
+    believed = np.asarray(result.success)
+    assert np.mean(believed) > 0.5
+    assert np.all(np.asarray(result.fun)[believed] <= highest[believed])
 
 
 # Fits
@@ -117,7 +137,8 @@ def test_newton_takes_as_many_steps_in_float32(dtype):
         result = minimize(scarp, jnp.asarray(start, dtype), method="newton")
         assert status(result) == Status.CONVERGED
         assert int(result.nfev) <= 12
-        np.testing.assert_allclose(result.x[0], x, rtol=1e-9 if dtype == np.float64 else 1e-4)
+        single = dtype == np.float32  # a change of x by 0.6 % is one of the last digit of f
+        np.testing.assert_allclose(result.x[0], x, rtol=1e-2 if single else 1e-9)
 
 
 @pytest.mark.parametrize(
