@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxqn._typing import Array, ArrayTree
-from jaxqn.linalg import eps, vectors
+from jaxqn.linalg import computed_once, eps, vectors
 from jaxqn.linesearch import rounding_noise
 from jaxqn.loop.path import Path
 from jaxqn.loop.protocol import Judgement, Outcome, Prospects, Run
@@ -31,41 +31,33 @@ from jaxqn.loop.termination import (
     vanished,
 )
 
-__all__ = ["assess_model"]
+__all__ = ["assess_model", "trial_products"]
 
 FLATTEST = 3e5
 """How much flatter than every parameter alone a direction through several of them may be."""
 
-FADE = 0.6
-"""What is left of an earlier bound after a step."""
+FADE = 0.77
+"""What is left of the root of an earlier bound after a step."""
 
-FADE_OF_SQUARE = 0.9
-"""The same of the square of the extent: where x* = 0, only earlier points know a size of x."""
+FADE_OF_EXTENT = 0.95
+"""The same of the extent: where x* = 0, only earlier points know a size of x."""
 
 UNMOVED = 1e-3
 """Moving a parameter by this part of the extent, over √D, is not moving it."""
 
 
 class Evidence(NamedTuple):
-    """Sums and maxima over a point, for a D and gradients over ``g_scale``.
+    """Sums over a point, for a D and gradients over ``g_scale``.
 
     Attributes:
-      extent: √(Σ Dⱼ xⱼ²).
-      largest: the largest |gᵢ|/√Dᵢ.
-      hidden: Σ gᵢ²/2Dᵢ times ``g_scale``: what steps along single parameters would gain.
-      xg: the largest |xᵢ gᵢ| times ``g_scale``.
-      dd: dᵀd, with the direction −d.
-      ss: sᵀs of the last step.
-      xx: xᵀx.
+      extent: Σ Dⱼ xⱼ².
+      ratio: Σ gᵢ²/Dᵢ.
+      xg: Σ xᵢ² gᵢ².
     """
 
     extent: Array
-    largest: Array
-    hidden: Array
+    ratio: Array
     xg: Array
-    dd: Array
-    ss: Array
-    xx: Array
 
 
 def near_an_end(state: LoopState, run: Run) -> Array:
@@ -80,17 +72,23 @@ def near_an_end(state: LoopState, run: Run) -> Array:
     return run.running & (little | (size <= digit * now.f_first))
 
 
+def trial_products(path: Path, state: LoopState, trial: Point) -> list[Array]:
+    """Inner products of the gradient with the tangent, and of s with both ends' gradients."""
+    s = jax.tree.map(jnp.subtract, trial.x, state.point.x)
+    tangent = path.tangent(trial, state.plan)
+    return vectors.products((trial.g, tangent), (state.point.g, s), (trial.g, s))
+
+
 def learn_curvature(
-    state: LoopState, outcome: Outcome, run: Run, worthwhile: Array
+    path: Path, state: LoopState, outcome: Outcome, run: Run, worthwhile: Array
 ) -> tuple[ArrayTree, Array]:
-    """The bounds D on the curvature after a trial, and the extent that x had."""
+    """The roots of the bounds D on the curvature after a trial, and the extent that x had."""
     now, trial, point, moved = run.now, outcome.trial, state.point, outcome.judged.moved
 
     def learn(given: tuple[ArrayTree, Array]) -> tuple[ArrayTree, Array]:
-        D, extent = given
-        s = jax.tree.map(jnp.subtract, trial.x, point.x)
-        y = jax.tree.map(jnp.subtract, trial.g, point.g)
-        sy, before, after = vectors.products((s, y), (point.g, s), (trial.g, s))
+        root, extent = given
+        _, before, after = trial_products(path, state, trial)
+        sy = after - before
         # A difference of slopes that is all rounding shows nothing.
         least = 100 * eps(sy.dtype) * jnp.maximum(jnp.abs(before), jnp.abs(after))
         shows = (sy > least) & jnp.isfinite(sy) & jnp.isfinite(trial.f)
@@ -100,25 +98,29 @@ def learn_curvature(
         bend = 12 * beyond / (now.g_scale * jnp.where(shows, sy, 1))
         shows &= run.running & ~run.first & (moved | (bend < 1))
         kept = jnp.where(moved, 1 / (1 + bend), 1)
-        (share,) = vectors.inf_norms(_shares(D, trial.x, s, extent))
-        fade = jnp.where(moved, FADE * (kept / (1 + share)) ** 2, 1)
-        sy = jnp.where(shows, sy, 1)
-        D = jax.tree.map(lambda D, y: jnp.where(shows, jnp.maximum(fade * D, y**2 / sy), D), D, y)
-        shorter = jnp.where(moved, FADE_OF_SQUARE**0.5 * kept, 1) * extent
-        return D, jnp.where(shows, shorter, extent)
+        share = vectors.inf_norm(_shares(root, trial.x, point.x, extent))
+        fade = jnp.where(moved, FADE * kept / (1 + share), 1)
+        length = jnp.sqrt(jnp.where(shows, sy, 1))
+
+        def larger(root: Array, new: Array, old: Array) -> Array:
+            bound = jnp.abs(new - old) / length.astype(root.dtype)
+            return jnp.where(shows, jnp.maximum(fade.astype(root.dtype) * root, bound), root)
+
+        root = jax.tree.map(larger, root, trial.g, point.g)
+        shorter = jnp.where(moved, FADE_OF_EXTENT * kept, 1) * extent
+        return root, jnp.where(shows, shorter, extent)
 
     return run.update_if(worthwhile, (state.scales.curvature, now.extent), learn)
 
 
-def _shares(D: ArrayTree, x: ArrayTree, s: ArrayTree, extent: Array) -> ArrayTree:
+def _shares(root: ArrayTree, new: ArrayTree, old: ArrayTree, extent: Array) -> ArrayTree:
     """By what part of its own size each parameter moves."""
 
-    def of_leaf(D: Array, x: Array, s: Array) -> Array:
-        root = jnp.sqrt(D)
-        size = root * jnp.abs(x) + UNMOVED * extent.astype(D.dtype)
-        return jnp.where(size > 0, root * s / jnp.where(size > 0, size, 1), 0)
+    def of_leaf(root: Array, new: Array, old: Array) -> Array:
+        size = root * jnp.abs(new) + (UNMOVED * extent).astype(root.dtype)
+        return jnp.where(size > 0, root * (new - old) / jnp.where(size > 0, size, 1), 0)
 
-    return jax.tree.map(of_leaf, D, x, s)
+    return jax.tree.map(of_leaf, root, new, old)
 
 
 def assess_model(
@@ -148,34 +150,36 @@ def assess_model(
     gHg = run.compute_if(judged.moved, lambda: squares()[0], run.now.gHg)
     decrease = state.point.f - new.f
     worthwhile = near_an_end(state, run)
-    curvature, extent = learn_curvature(state, outcome, run, worthwhile)
-    curvature = curvature if diagonal is None else diagonal
+    curvature, extent = learn_curvature(path, state, outcome, run, worthwhile)
+    curvature = curvature if diagonal is None else jax.tree.map(jnp.sqrt, diagonal)
+    seeks = worthwhile | run.first
+    nothing = jnp.zeros((3,), gHg.dtype)
+    sizes = run.compute_if(seeks, lambda: jnp.stack(squares()[2:]), nothing)
     now = now._replace(
         gHg=gHg,
         extent=extent,
         f_first=_first_scale(state, outcome.trial, run),
+        xx_first=jnp.where(run.first, sizes[2], run.now.xx_first),
         noise=jnp.maximum(run.now.noise, outcome.slopes.noise),
     )
 
-    def measured() -> Array:
-        return jnp.stack([*_evidence(path, new, curvature, now), *squares()[2:]])
+    def summed() -> Array:
+        return jnp.stack(_evidence(path, new, curvature, now, sizes[2]))
 
-    nothing = jnp.zeros((len(Evidence._fields),), gHg.dtype)
-    seen = Evidence(*run.compute_if(worthwhile | run.first, measured, nothing))
+    seen = Evidence(*run.compute_if(seeks, summed, nothing))
     # Noise that a search met at large values says nothing of small ones.
     modest = now.noise <= eps(new.f.dtype) ** 0.5 * jnp.abs(new.f)
     now = now._replace(
-        extent=jnp.maximum(now.extent, seen.extent),
-        xx_first=jnp.where(run.first, seen.xx, run.now.xx_first),
-        noise=jnp.where(modest, now.noise, 0),
+        extent=jnp.maximum(extent, jnp.sqrt(seen.extent)), noise=jnp.where(modest, now.noise, 0)
     )
-    quiet, ends = _at_minimum(seen, new, decrease, now, judged, run)
-    quiet, ends = (worthwhile & ~run.first & (tol.noise_rtol > 0) & b for b in (quiet, ends))
+    quiet, ends = _at_minimum(seen, new, decrease, sizes, now, judged, run)
+    asked = worthwhile & ~run.first & (tol.noise_rtol > 0)
+    quiet, ends = computed_once(asked & quiet, asked & ends)
     digit = eps(new.f.dtype)
     falls = falls_without_bound(outcome.trial.f, outcome.slopes.trial, now.f_first)
     prospects = Prospects(
         decrease,
-        negligible=(decrease <= digit**2 * now.f_first) & (seen.ss <= digit**2 * now.xx_first),
+        negligible=(decrease <= digit**2 * now.f_first) & (sizes[1] <= digit**2 * now.xx_first),
         settled=quiet | ends | (now.jac_norm <= tol.gtol),
         at_minimum=ends,
         doubts_values=judged.failed & (now.noise > 2 * run.now.noise) & ~quiet & ~ends,
@@ -185,22 +189,26 @@ def assess_model(
 
 
 def _at_minimum(
-    seen: Evidence, new: Point, decrease: Array, now: Measures, judged: Judgement, run: Run
+    seen: Evidence,
+    new: Point,
+    decrease: Array,
+    sizes: Array,
+    now: Measures,
+    judged: Judgement,
+    run: Run,
 ) -> tuple[Array, Array]:
     """Whether the gradient is at its noise with nothing left to gain, and whether the run ends."""
     size, noise = jnp.abs(new.f), jnp.maximum(rounding_noise(new.f), now.noise)
-    promised, sizes = 0.5 * now.g_scale * now.gHg, jnp.stack([seen.dd, seen.ss, seen.xx])
+    promised, hidden = 0.5 * now.g_scale * now.gHg, 0.5 * now.g_scale * seen.ratio
     little = promises_little(new.f, noise, decrease, promised, sizes, now.xx_first)
-    xg = jnp.maximum(seen.xg, UNMOVED * now.g_scale * seen.largest * now.extent)
-    spent = nothing_left(new.f, xg, now.g_scale**0.5 * seen.extent, now.f_first)
-    quiet = spent & at_gradient_noise(run.tol, seen.largest, now.extent)
-    flat = (
-        (now.extent > 0) & (seen.hidden <= noise) & (FLATTEST * seen.hidden <= LITTLE_OF_F * size)
-    )
-    gone = vanished(new.f, seen.xg, now.f_first, run.tally.nit)
-    return quiet, (judged.moved & little & (quiet | gone)) | (
-        judged.failed & (quiet | (spent & flat))
-    )
+    largest, xg = jnp.sqrt(seen.ratio), now.g_scale * jnp.sqrt(seen.xg)
+    moved_little = jnp.maximum(xg, UNMOVED * now.g_scale * largest * now.extent)
+    spent = nothing_left(new.f, moved_little, now.g_scale * seen.extent, now.f_first)
+    quiet = spent & at_gradient_noise(run.tol, largest, now.extent)
+    flat = (now.extent > 0) & (hidden <= noise) & (FLATTEST * hidden <= LITTLE_OF_F * size)
+    gone = vanished(new.f, xg, now.f_first, run.tally.nit)
+    accepted = judged.moved & little & (quiet | gone)
+    return quiet, accepted | (judged.failed & (quiet | (spent & flat)))
 
 
 def _first_scale(state: LoopState, trial: Point, run: Run) -> Array:
@@ -210,21 +218,18 @@ def _first_scale(state: LoopState, trial: Point, run: Run) -> Array:
     return jnp.where(run.first, jnp.abs(trial.f), grown)
 
 
-def _evidence(path: Path, new: Point, curvature: ArrayTree, now: Measures) -> list[Array]:
-    """The first four of :class:`Evidence`.
+def _evidence(path: Path, new: Point, root: ArrayTree, now: Measures, xx: Array) -> list[Array]:
+    """The sums of :class:`Evidence`.
 
     A gradient so small that a move by all of ‖x‖ changes f by less than its last digit counts as 0.
     """
-    g, invisible = path.free(new), eps(new.f.dtype) * jnp.abs(new.f)
-    (reach,) = vectors.inf_norms(new.x)
-    root = jax.tree.map(jnp.sqrt, curvature)
+    g, reach = path.free(new), now.g_scale * jnp.sqrt(xx)
+    invisible = eps(new.f.dtype) * jnp.abs(new.f)
 
     def in_units_of_curvature(g: Array, root: Array) -> Array:
-        shown = now.g_scale * jnp.abs(g) * reach > invisible
-        return jnp.where(shown, jnp.abs(g) / root, 0)
+        return jnp.where(reach * jnp.abs(g) > invisible, g / root, 0)
 
     ratio = jax.tree.map(in_units_of_curvature, g, root)
     sizes = jax.tree.map(jnp.multiply, root, new.x)
-    extent_squared, hidden = vectors.products((sizes, sizes), (ratio, ratio))
-    largest, xg = vectors.inf_norms(ratio, jax.tree.map(jnp.multiply, new.x, g))
-    return [jnp.sqrt(extent_squared), largest, 0.5 * now.g_scale * hidden, now.g_scale * xg]
+    xg = jax.tree.map(jnp.multiply, new.x, g)
+    return vectors.products((sizes, sizes), (ratio, ratio), (xg, xg))

@@ -21,7 +21,7 @@ from jaxqn.linesearch import (
     trial_along_gradient,
 )
 from jaxqn.loop.correction import correct, leave_saddle
-from jaxqn.loop.evidence import assess_model
+from jaxqn.loop.evidence import assess_model, trial_products
 from jaxqn.loop.path import Path, straight
 from jaxqn.loop.protocol import (
     Globalization,
@@ -83,19 +83,12 @@ def _sizes(path: Path, state: LoopState, trial: Point) -> list[Array]:
     return vectors.inf_norms(g, gradient_from_scaled(g, state.x_scale), digits)
 
 
-def _products(path: Path, state: LoopState, trial: Point) -> list[Array]:
-    """Inner products of the gradient with the tangent, and of s with both ends' gradients."""
-    s = jax.tree.map(jnp.subtract, trial.x, state.point.x)
-    tangent = path.tangent(trial, state.plan)
-    return vectors.products((trial.g, tangent), (state.point.g, s), (trial.g, s))
-
-
 def _judge(
     linesearch: LineSearch, path: Path, state: LoopState, trial: Point, run: Run
 ) -> tuple[Any, Slopes, Judgement]:
     """Let the search judge the trial. A search that gives up still offers its lowest trial."""
     alpha, now, point, lowest = state.search.alpha, run.now, state.point, state.lowest
-    dphi0, dphi = -now.g_scale * now.gHg, -now.g_scale * _products(path, state, trial)[0]
+    dphi0, dphi = -now.g_scale * now.gHg, -now.g_scale * trial_products(path, state, trial)[0]
     search, done, gave_up = linesearch.step(state.search, trial.f, dphi)
     # Give up once the next trial would not change x in floating point.
     shrinks = ~done & (search.alpha < alpha)
@@ -119,7 +112,7 @@ def _judge(
     noise = jnp.maximum(now.noise, getattr(search, "noise", 0))
 
     def agree() -> Array:
-        before, after = _products(path, state, trial)[1:]
+        before, after = trial_products(path, state, trial)[1:]
         return agreement(point.f, trial.f, 0.5 * now.g_scale * (before + after), noise)
 
     values_agree = (
@@ -211,8 +204,9 @@ def _restart(
     factor = jnp.where(restarts, g_scale / new_g_scale, 1)
 
     def forget(_: Any) -> tuple[Any, Array, ArrayTree, ArrayTree]:
-        g, D = (jax.tree.map(lambda a: factor.astype(a.dtype) * a, t) for t in (new.g, curvature))
-        return path.join(g, path.free(new._replace(g=g))), factor**2 * squares()[1], g, D
+        g = jax.tree.map(lambda g: factor.astype(g.dtype) * g, new.g)
+        root = jax.tree.map(lambda r: jnp.sqrt(factor).astype(r.dtype) * r, curvature)
+        return path.join(g, path.free(new._replace(g=g))), factor**2 * squares()[1], g, root
 
     plan, gHg, g, curvature = run.update_if(restarts, (plan, gHg, new.g, curvature), forget)
     g_scale = jnp.where(restarts, new_g_scale, g_scale)

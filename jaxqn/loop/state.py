@@ -74,7 +74,7 @@ class Measures(NamedTuple):
       least_f: the least value of any point so far.
       f_first: the scale of f where the run began: |f| there, or the first decrease if that is more.
       xx_first: xᵀx of the first point.
-      extent: √(Σ Dⱼ xⱼ²) by ``Scales.curvature`` D, the size that x has or had lately.
+      extent: √(Σ Dᵢ xᵢ²) by ``Scales.curvature``, the size that x has or had lately.
       noise: the noise of f that a search met, 0 until then.
     """
 
@@ -125,8 +125,8 @@ class Scales(NamedTuple):
 
     Attributes:
       x_scale: powers of two like the parameters, or ``None`` for 1.
-      curvature: the diagonal of the Hessian by z as far as pairs show it, like the parameters and
-        over ``g_scale``; 0 where nothing is known (:mod:`jaxqn.loop.evidence`).
+      curvature: √Dᵢ, the root of the diagonal of the Hessian by z over ``g_scale``, as far as pairs
+        show it; like the parameters, 0 where nothing is known (:mod:`jaxqn.loop.evidence`).
     """
 
     x_scale: Any

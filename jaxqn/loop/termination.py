@@ -17,6 +17,7 @@ Every test compares quantities of the run with one another, so that multiplying 
 x by powers of two, changes no decision.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -64,8 +65,8 @@ class Tolerances(NamedTuple):
 
 
 def noise_rtol(dtype: jax.typing.DTypeLike) -> float:
-    """max(1e-10, 4 eps), the relative change of x that counts as rounding: 4.8e-7 in float32."""
-    return max(1e-10, 4 * eps(dtype))
+    """max(1e-10, 8 eps), the relative change of x that counts as rounding: 9.5e-7 in float32."""
+    return max(1e-10, 8 * eps(dtype))
 
 
 FLAT_LIMIT = 10
@@ -84,34 +85,33 @@ def is_short(s: ArrayTree, x: ArrayTree, xtol: Array) -> Array:
     return (ss <= limit) & (limit > jnp.finfo(limit.dtype).tiny) & jnp.isfinite(limit)
 
 
-def at_gradient_noise(tol: Tolerances, largest: Array, extent: Array) -> Array:
+def at_gradient_noise(tol: Tolerances, length: Array, extent: Array) -> Array:
     """Whether a relative change of x by ``noise_rtol`` explains the whole gradient.
 
-        |gᵢ| ≤ r √Dᵢ √(Σⱼ Dⱼ xⱼ²)   for all i,
+        √(Σ gᵢ²/Dᵢ) ≤ r √(Σ Dᵢ xᵢ²)
 
-    D being the diagonal of the Hessian as far as the run knows it. Changes of every xⱼ by r |xⱼ|,
-    with random signs, change gᵢ by r √(Σ Bᵢⱼ² xⱼ²) on average, and Bᵢⱼ² ≤ Bᵢᵢ Bⱼⱼ where B is
-    positive semidefinite.
+    D being the diagonal of the Hessian B as far as the run knows it. Where B is diagonal, a change
+    of every xᵢ by r |xᵢ| makes the two sides equal; where it is full, random changes make the left
+    one larger by up to the root of the number of parameters.
 
     Args:
       tol: tolerances and budgets.
-      largest: the largest |gᵢ|/√Dᵢ.
-      extent: √(Σ Dⱼ xⱼ²).
+      length: √(Σ gᵢ²/Dᵢ).
+      extent: √(Σ Dᵢ xᵢ²).
     """
-    return (extent > 0) & (largest <= tol.noise_rtol * extent)
+    return (extent > 0) & (length <= tol.noise_rtol * extent)
 
 
-def nothing_left(f: Array, xg: Array, extent: Array, f_first: Array) -> Array:
+def nothing_left(f: Array, xg: Array, F: Array, f_first: Array) -> Array:
     """Whether no parameter can change f much, or f itself is nothing on the scale of the problem.
 
-        max |xᵢ gᵢ| ≤ 0.003 |f|,    or    |f| ≤ 0.1 eps F  and  |f| ≤ eps^1.5 max(F, |f₀|)
+        √(Σ xᵢ² gᵢ²) ≤ 0.003 |f|,    or    |f| ≤ 0.1 eps F  and  |f| ≤ eps^1.5 max(F, |f₀|)
 
     Where rounding hides a gradient, one flat direction may still lead far down. The first measure
     sees that where the start says nothing. The second is for f → 0, as in a sum of squares with
-    residuals 0: a change of x by its own size makes f about F = Σ Dⱼ xⱼ².
+    residuals 0: a change of x by its own size makes f about F = Σ Dᵢ xᵢ².
     """
     digit = eps(f.dtype)
-    F = extent**2
     solved = jnp.abs(f) <= jnp.minimum(0.1 * digit * F, digit**1.5 * jnp.maximum(F, f_first))
     return (xg <= LITTLE_OF_F * jnp.abs(f)) | solved
 
@@ -124,7 +124,8 @@ def vanished(f: Array, xg: Array, f_first: Array, nit: Array) -> Array:
     the way to other values a change of x by its own size changes f by far more than |f|.
     """
     digit = eps(f.dtype)
-    nothing = jnp.abs(f) <= digit**3 * 0.7 ** nit.astype(f.dtype) * f_first
+    faded = jnp.exp(math.log(0.7) * nit.astype(f.dtype)) * f_first
+    nothing = jnp.abs(f) <= digit**3 * faded
     return nothing & (xg <= jnp.abs(f) / digit**0.5)
 
 

@@ -50,7 +50,9 @@ def test_curvature_met_elsewhere_fades(method, dtype):
     """Beside that of a far start a gradient would be at its noise in every valley on the way."""
     x0, numbers, scales = classical.starts((10.0, 100.0, 1e3), 2)
     names = np.array([function.name for function in classical.FUNCTIONS])[numbers]
-    chosen = np.isin(names, list(FAR)) & ((names != "beale") | (scales <= 100))
+    # Farther out, and from Newton's long steps, Beale's function ends in a valley without an end.
+    beale = (names == "beale") & ((scales > 100) | (method == "newton"))
+    chosen = np.isin(names, list(FAR)) & ~beale
     result = minimize_batch(
         classical.numbered, jnp.asarray(x0[chosen], dtype), (numbers[chosen],), method=method
     )

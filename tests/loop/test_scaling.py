@@ -133,7 +133,8 @@ def test_one_number_is_for_all():
         return valley(x * 1e22)
 
     x0 = jnp.asarray([-1.2e-22, 1e-22], jnp.float32)
-    assert not minimize(tiny, x0).success
+    assert not minimize(tiny, x0, x_scale=1.0).success
+    assert minimize(tiny, x0).success  # the first gradient shows the size of x
     result = minimize(tiny, x0, x_scale=1e-22)
     assert result.success
     np.testing.assert_allclose(result.x * 1e22, 1, rtol=1e-3)
