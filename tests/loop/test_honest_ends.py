@@ -45,17 +45,13 @@ FAR = {"beale": 1e-3, "kowalik osborne": 1.9e-3, "rosenbrock 6": 4.1}
 """Functions, and the highest of their minima and infima along valleys."""
 
 
-@pytest.mark.parametrize("method", ["osbfgs", "newton"])
-def test_curvature_met_elsewhere_fades(method, dtype):
+def test_curvature_met_elsewhere_fades(dtype):
     """Beside that of a far start a gradient would be at its noise in every valley on the way."""
     x0, numbers, scales = classical.starts((10.0, 100.0, 1e3), 2)
     names = np.array([function.name for function in classical.FUNCTIONS])[numbers]
-    # Farther out, and from Newton's long steps, Beale's function ends in a valley without an end.
-    beale = (names == "beale") & ((scales > 100) | (method == "newton"))
-    chosen = np.isin(names, list(FAR)) & ~beale
-    result = minimize_batch(
-        classical.numbered, jnp.asarray(x0[chosen], dtype), (numbers[chosen],), method=method
-    )
+    # Farther out Beale's function ends in a valley without an end.
+    chosen = np.isin(names, list(FAR)) & ~((names == "beale") & (scales > 100))
+    result = minimize_batch(classical.numbered, jnp.asarray(x0[chosen], dtype), (numbers[chosen],))
     highest = np.array([FAR[name] for name in names[chosen]])
     believed = np.asarray(result.success)
     assert np.mean(believed) > 0.5
