@@ -179,7 +179,8 @@ def assess_model(
     falls = falls_without_bound(outcome.trial.f, outcome.slopes.trial, now.f_first)
     prospects = Prospects(
         decrease,
-        negligible=(decrease <= digit**2 * now.f_first) & (sizes[1] <= digit**2 * now.xx_first),
+        negligible=(decrease <= digit**2 * now.f_first)
+        & (sizes[1] <= max(1e-10, digit) ** 2 * now.xx_first),
         settled=quiet | ends | (now.jac_norm <= tol.gtol),
         at_minimum=ends,
         doubts_values=judged.failed & (now.noise > 2 * run.now.noise) & ~quiet & ~ends,
@@ -206,7 +207,7 @@ def _at_minimum(
     spent = nothing_left(new.f, moved_little, now.g_scale * seen.extent, now.f_first)
     quiet = spent & at_gradient_noise(run.tol, largest, now.extent)
     flat = (now.extent > 0) & (hidden <= noise) & (FLATTEST * hidden <= LITTLE_OF_F * size)
-    gone = vanished(new.f, xg, now.f_first, run.tally.nit)
+    gone = vanished(new.f, xg, now.f_first)
     accepted = judged.moved & little & (quiet | gone)
     return quiet, accepted | (judged.failed & (quiet | (spent & flat)))
 

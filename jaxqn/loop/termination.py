@@ -17,7 +17,6 @@ Every test compares quantities of the run with one another, so that multiplying 
 x by powers of two, changes no decision.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -72,7 +71,7 @@ def noise_rtol(dtype: jax.typing.DTypeLike) -> float:
 FLAT_LIMIT = 10
 """Steps in a row without progress after which a run ends. A step makes progress if it decreases the
 objective by more than its last digit, or reaches a gradient below 0.9 times any before. At a kink
-where f = 0 the digits never end: a decrease below eps² |f₀| by a step below eps ‖x₀‖ is none."""
+where f = 0 the digits never end: a decrease below eps² |f₀| by a step below 1e-10 ‖x₀‖ is none."""
 
 LITTLE_OF_F = 0.003
 """The part of |f| that a change of a parameter by its own size may change at a minimum."""
@@ -116,17 +115,17 @@ def nothing_left(f: Array, xg: Array, F: Array, f_first: Array) -> Array:
     return (xg <= LITTLE_OF_F * jnp.abs(f)) | solved
 
 
-def vanished(f: Array, xg: Array, f_first: Array, nit: Array) -> Array:
-    """Whether f has fallen to nothing, |f| ≤ eps³ 0.7ᵏ |f₀| after k steps, and does not cross 0.
+NOTHING = 1e-32
+"""The part of the first |f| that is nothing, in either dtype, however far the start."""
 
-    An infimum of 0 at infinity, or without curvature, has no other scale than the values before. A
-    step of such a run leaves less than 0.7 of f, and a first value that is enormous says little. On
+
+def vanished(f: Array, xg: Array, f_first: Array) -> Array:
+    """Whether f has fallen to nothing, |f| ≤ 1e-32 |f₀|, and does not cross 0.
+
+    An infimum of 0 at infinity, or without curvature, has no other scale than the first value. On
     the way to other values a change of x by its own size changes f by far more than |f|.
     """
-    digit = eps(f.dtype)
-    faded = jnp.exp(math.log(0.7) * nit.astype(f.dtype)) * f_first
-    nothing = jnp.abs(f) <= digit**3 * faded
-    return nothing & (xg <= jnp.abs(f) / digit**0.5)
+    return (jnp.abs(f) <= NOTHING * f_first) & (xg <= jnp.abs(f) / eps(f.dtype) ** 0.5)
 
 
 def promises_little(

@@ -349,10 +349,9 @@ def kinked(x):
 
 def test_a_kink_ends_the_run_with_a_true_status():
     result = minimize(kinked, jnp.array([0.3, -1.7]), maxfun=20_000)
-    # The value falls by a constant factor towards 0 for as long as there are numbers.
-    assert status(result) in (Status.LINE_SEARCH_FAILED, Status.STALLED, Status.MAX_ITER)
-    assert not bool(result.success)
-    assert float(result.fun) < 1e-3
+    # The value falls by a constant factor towards 0, until nothing is left of the first one.
+    assert status(result) in (Status.LINE_SEARCH_FAILED, Status.STALLED, Status.CONVERGED)
+    assert float(result.fun) < (1e-30 if bool(result.success) else 1e-3)
 
 
 @pytest.mark.parametrize("power", [1.5, 4.0])
