@@ -70,8 +70,8 @@ def minimize(
         "dfp", "sr1", "lbfgs" and "newton".
       linesearch: a :class:`jaxqn.LineSearch`; by default :func:`jaxqn.wolfe`.
       gtol: stop when the largest entry of the gradient is at most this. By default a run stops
-        where the gradient is as small as rounding of x leaves it, |gᵢ| ≤ r √Bᵢᵢ √(Σ Bⱼⱼ xⱼ²)
-        with r = max(1e-10, 4 eps) and the curvature Bᵢᵢ that the run has met, and where neither the
+        where the gradient is as small as rounding of x leaves it, √(Σ gᵢ²/Dᵢ) ≤ r √(Σ Dᵢ xᵢ²)
+        with r = max(1e-10, 8 eps) and the curvature Dᵢ that the run has met, and where neither the
         model nor a change of a parameter by its own size promises more
         (:mod:`jaxqn.loop.termination`). That depends on the scale of neither ``fun`` nor x. A start
         at an exactly stationary point is believed, except by "newton".
