@@ -50,7 +50,7 @@ class Evidence(NamedTuple):
     """Sums over a point, for a D and gradients over ``g_scale``.
 
     Attributes:
-      extent: Σ Dⱼ xⱼ².
+      extent: Σ Dᵢ xᵢ², the square of ``Measures.extent``.
       ratio: Σ gᵢ²/Dᵢ.
       xg: Σ xᵢ² gᵢ².
     """
@@ -202,10 +202,10 @@ def _at_minimum(
     size, noise = jnp.abs(new.f), jnp.maximum(rounding_noise(new.f), now.noise)
     promised, hidden = 0.5 * now.g_scale * now.gHg, 0.5 * now.g_scale * seen.ratio
     little = promises_little(new.f, noise, decrease, promised, sizes, now.xx_first)
-    largest, xg = jnp.sqrt(seen.ratio), now.g_scale * jnp.sqrt(seen.xg)
-    moved_little = jnp.maximum(xg, UNMOVED * now.g_scale * largest * now.extent)
+    length, xg = jnp.sqrt(seen.ratio), now.g_scale * jnp.sqrt(seen.xg)
+    moved_little = jnp.maximum(xg, UNMOVED * now.g_scale * length * now.extent)
     spent = nothing_left(new.f, moved_little, now.g_scale * seen.extent, now.f_first)
-    quiet = spent & at_gradient_noise(run.tol, largest, now.extent)
+    quiet = spent & at_gradient_noise(run.tol, length, now.extent)
     flat = (now.extent > 0) & (hidden <= noise) & (FLATTEST * hidden <= LITTLE_OF_F * size)
     gone = vanished(new.f, xg, now.f_first)
     accepted = judged.moved & little & (quiet | gone)

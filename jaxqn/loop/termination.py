@@ -6,8 +6,7 @@ By default a run may conclude that it is at a minimum from three things together
   (:func:`at_gradient_noise`);
 - from what the gradient could still do: a change of any parameter by its own size changes f little,
   or nothing is left of f (:func:`nothing_left`);
-- from what the model promises (:func:`promises_little`), or from what the run has done: steps in a
-  row without progress, a search that failed.
+- from what the model promises (:func:`promises_little`), or from a search that failed.
 
 The promise of the model alone never suffices: an H made of few pairs is too small along directions
 that no step has tried. A run that makes no progress without the first two ends STALLED. With a
