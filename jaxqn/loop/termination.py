@@ -119,12 +119,13 @@ NOTHING = 1e-32
 
 
 def vanished(f: Array, xg: Array, f_first: Array) -> Array:
-    """Whether f has fallen to nothing, |f| ≤ 1e-32 |f₀|, and does not cross 0.
+    """Whether f has fallen to nothing, |f| ≤ 1e-32 |f₀|, like a power of x.
 
-    An infimum of 0 at infinity, or without curvature, has no other scale than the first value. On
-    the way to other values a change of x by its own size changes f by far more than |f|.
+    A minimum of 0 without curvature has no other scale than the first value. There
+    √(Σ xᵢ² gᵢ²) is about the degree times |f|; 10 is allowed for. On the way to other values, or
+    down an exponential from a far start, it is far more.
     """
-    return (jnp.abs(f) <= NOTHING * f_first) & (xg <= jnp.abs(f) / eps(f.dtype) ** 0.5)
+    return (jnp.abs(f) <= NOTHING * f_first) & (xg <= 10 * jnp.abs(f))
 
 
 def promises_little(
