@@ -7,6 +7,7 @@ from jaxqn.checks.arrays import (
     check_x0,
     check_x_scale,
 )
+from jaxqn.checks.bounds import check_bounds
 from jaxqn.checks.numbers import (
     check_count,
     check_number,
@@ -29,6 +30,7 @@ __all__ = [
     "called",
     "check_args",
     "check_aux",
+    "check_bounds",
     "check_callback",
     "check_count",
     "check_hashable",

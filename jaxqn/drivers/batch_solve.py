@@ -12,7 +12,17 @@ from jaxqn.drivers.in_axes import Layout, common_size, split
 from jaxqn.drivers.lanes import ONE_STAGE_LANES, Queue, run_queue, second_stage_lanes
 from jaxqn.drivers.result import MinimizeResult
 from jaxqn.linalg import vectors
-from jaxqn.loop import LoopState, MinimizeOptions, Problem, Tolerances, tolerances
+from jaxqn.loop import (
+    Box,
+    LoopState,
+    MinimizeOptions,
+    Path,
+    Problem,
+    Tolerances,
+    active,
+    inside,
+    tolerances,
+)
 from jaxqn.quasi_newton import QuasiNewton
 
 __all__ = ["BatchState", "solve_batch"]
@@ -40,7 +50,7 @@ class Operands(NamedTuple):
     """What a compiled batch works on.
 
     Attributes:
-      mapped: the leaves of ``(x0, *args)`` with a leading axis of problems.
+      mapped: the leaves of ``(x0, *args)``, and of a box, with a leading axis of problems.
       shared: the leaves that all problems share.
       tol: tolerances and budgets.
       H0: an initial inverse Hessian for all problems, or ``None``.
@@ -59,17 +69,27 @@ class Operands(NamedTuple):
 def solve_batch(
     problem: Problem,
     options: MinimizeOptions,
-    x0: ArrayTree,
-    args: tuple[Any, ...],
+    arguments: tuple[Any, ...],
     *,
     in_axes: Any,
     lanes: int | None = None,
     mesh: jax.sharding.Mesh | None = None,
     target: Array | None = None,
 ) -> MinimizeResult:
-    """Check, and run the compiled program. ``options`` are complete."""
+    """Check, and run the compiled program.
+
+    Args:
+      problem: what all have in common.
+      options: complete.
+      arguments: x0 and those of the objective; with bounds, their box comes last.
+      in_axes: the axes of these that run over problems.
+      lanes: see :func:`jaxqn.minimize_batch`.
+      mesh: see there.
+      target: see :func:`jaxqn.multi_start`.
+    """
+    x0, *others = arguments
     x0, dtype, _ = check_x0(x0)
-    mapped, shared, layout = split(in_axes, (x0, *args))
+    mapped, shared, layout = split(in_axes, (x0, *others))
     count = common_size(mapped)
     one: Any = jax.eval_shape(lambda leaves: layout.join([a[0] for a in leaves], shared)[0], mapped)
     n = vectors.size(one)
@@ -144,27 +164,39 @@ def _queued(
     def data(index: Array) -> list[Array]:
         return [leaf.at[index].get(mode="clip") for leaf in mapped]
 
-    def begin(one: list[Array]) -> LoopState:
+    def parts(one: list[Array]) -> tuple[ArrayTree, Any, Box | None]:
         x, *args = layout.join(one, shared)
-        return problem.start(x, args, H0, x_scale)
+        return (x, args[:-1], args[-1]) if problem.bounded else (x, args, None)
+
+    def begin(one: list[Array]) -> LoopState:
+        x, args, box = parts(one)
+        return problem.start(x, args, H0, x_scale, box)
 
     def on_vectors(one: list[Array], x_scale: Any) -> Any:
-        x, *args = layout.join(one, shared)
-        return problem.on_vectors(x, args, x_scale)
+        return problem.on_vectors(*parts(one), x_scale)
 
-    queue = Queue(mapped[0].shape[0], data, begin, on_vectors, problem.method)
+    def path(one: list[Array], x_scale: Any) -> Path:
+        return problem.path(parts(one)[2], x_scale)
+
+    queue = Queue(mapped[0].shape[0], data, begin, on_vectors, path, problem.method)
     ended, trips = run_queue(queue, lanes, tol, target)
     first = layout.join([leaf[0] for leaf in mapped], shared)[0]
     back = jax.vmap(problem.vector(first)[1])
     status, nit, nfev = ended.ends
+    x, jac, holds = back(ended.x), back(ended.g), None
+    if problem.bounded:
+        box, axis = layout.join(mapped, shared)[-1], 0 if layout.mapped[-1] else None
+        x = jax.vmap(inside, (0, axis))(x, box)
+        holds = jax.vmap(active, (0, 0, axis))(x, jac, box)
     result = MinimizeResult(
-        x=back(ended.x),
+        x=x,
         fun=ended.f,
-        jac=back(ended.g),
+        jac=jac,
         status=status,
         nit=nit,
         nfev=nfev,
         state=None,
         aux=ended.aux,
+        active=holds,
     )
     return result, trips[None]

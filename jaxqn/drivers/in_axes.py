@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jaxqn._typing import Array, ArrayTree
 
-__all__ = ["Layout", "axes_of", "common_size", "split"]
+__all__ = ["Layout", "axes_of", "common_size", "split", "spread_axes"]
 
 
 class Layout(NamedTuple):
@@ -55,13 +55,13 @@ def axes_of(in_axes: Any, arguments: tuple[Any, ...]) -> list[int | None]:
     elif len(in_axes) != len(arguments):
         raise ValueError(
             f"in_axes has {len(in_axes)} entries, but there are {len(arguments)} arguments: "
-            "one for x0 and one for each of args"
+            "one for x0, one for each of args, and one for bounds if they run over problems"
         )
     pairs = zip(in_axes, arguments, strict=True)
-    return [axis for prefix, tree in pairs for axis in _spread(prefix, tree)]
+    return [axis for prefix, tree in pairs for axis in spread_axes(prefix, tree)]
 
 
-def _spread(prefix: Any, tree: ArrayTree) -> list[int | None]:
+def spread_axes(prefix: Any, tree: ArrayTree) -> list[int | None]:
     """One axis per leaf of the tree, from a prefix of it."""
     if prefix is None or hasattr(prefix, "__index__"):
         return [prefix if prefix is None else int(prefix)] * len(jax.tree.leaves(tree))
@@ -75,9 +75,8 @@ def _spread(prefix: Any, tree: ArrayTree) -> list[int | None]:
             f"in_axes must be an axis, None, or a pytree of these like the arguments: {error}"
         ) from None
     parts = one_level.flatten_up_to(tree)
-    return [
-        axis for below, part in zip(prefixes, parts, strict=True) for axis in _spread(below, part)
-    ]
+    pairs = zip(prefixes, parts, strict=True)
+    return [axis for below, part in pairs for axis in spread_axes(below, part)]
 
 
 def common_size(mapped: list[Array]) -> int:

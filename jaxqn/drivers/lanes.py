@@ -19,6 +19,7 @@ from jaxqn.linalg import update_if
 from jaxqn.loop import (
     LoopState,
     Method,
+    Path,
     Status,
     Tolerances,
     lowest_point,
@@ -74,14 +75,16 @@ class Queue(NamedTuple):
       size: how many there are.
       data: ``index -> data``: what is particular to problems, for an array of indices.
       begin: ``data -> LoopState`` of one problem.
-      on_vectors: ``(data, x_scale) -> (evaluate, second)`` of one problem.
+      on_vectors: ``(data, x_scale) -> (evaluate, second, path)`` of one problem.
+      path: ``(data, x_scale) -> Path`` of its steps.
       method: what solves them.
     """
 
     size: int
     data: Callable[[Array], Any]
     begin: Callable[[Any], LoopState]
-    on_vectors: Callable[[Any, Any], tuple[Callable[..., Any], Callable[..., Any]]]
+    on_vectors: Callable[[Any, Any], tuple[Callable[..., Any], Callable[..., Any], Path]]
+    path: Callable[[Any, Any], Path]
     method: Method
 
 
@@ -116,8 +119,7 @@ def run_queue(
     """
 
     def step(state: LoopState, data: Any) -> LoopState:
-        evaluate, second = queue.on_vectors(data, state.x_scale)
-        return trip(state, evaluate, second, queue.method, tol)
+        return trip(state, functools.partial(queue.on_vectors, data), queue.method, tol)
 
     def drive(lanes: LanesState, few: int, stage: int) -> LanesState:
         """Trips until the queue is empty and at most a few lanes are running."""
@@ -174,13 +176,15 @@ def _started(queue: Queue, lanes: int) -> LanesState:
     data = queue.data(index)
     states = jax.vmap(queue.begin)(data)
     result = functools.partial(_result, queue)
-    everyone = jax.eval_shape(jax.vmap(result), states)
+    everyone = jax.eval_shape(jax.vmap(result), states, data)
     blank = jax.tree.map(
         lambda leaf: jnp.zeros((queue.size, *leaf.shape[1:]), leaf.dtype), everyone
     )
     counts = jnp.array([Status.STOPPED, 0, 0], jnp.int32)
     ended = blank._replace(
-        x=jax.vmap(lambda data: result(queue.begin(data)).x)(queue.data(jnp.arange(queue.size))),
+        x=jax.vmap(lambda data: result(queue.begin(data), data).x)(
+            queue.data(jnp.arange(queue.size))
+        ),
         f=jnp.full_like(blank.f, jnp.inf),
         counts=jnp.broadcast_to(counts, blank.counts.shape),
     )
@@ -195,8 +199,8 @@ def _started(queue: Queue, lanes: int) -> LanesState:
     )
 
 
-def _result(queue: Queue, state: LoopState) -> Ended:
-    best = lowest_point(state, queue.method)
+def _result(queue: Queue, state: LoopState, data: Any) -> Ended:
+    best = lowest_point(state, queue.method, queue.path(data, state.x_scale))
     counts = jnp.stack([state.status, state.nit, state.nfev])
     return Ended(best.x, best.f, best.g, best.aux, counts)
 
@@ -208,7 +212,8 @@ def _recorded(now: LanesState, queue: Queue) -> Ended:
     def put(all_rows: Array, rows: Array) -> Array:
         return all_rows.at[row].set(rows, mode="drop")
 
-    return jax.tree.map(put, now.ended, jax.vmap(functools.partial(_result, queue))(now.states))
+    rows = jax.vmap(functools.partial(_result, queue))(now.states, now.data)
+    return jax.tree.map(put, now.ended, rows)
 
 
 def _refill(now: LanesState, queue: Queue) -> LanesState:

@@ -14,11 +14,15 @@ from jaxqn.drivers.resume import check_state, given_of, repacked
 from jaxqn.linesearch import LineSearch
 from jaxqn.loop import (
     DEFAULTS,
+    Box,
     LoopState,
     MinimizeOptions,
     Problem,
     Tally,
     Tolerances,
+    active,
+    box_of,
+    inside,
     lowest_point,
     problem_of,
     run,
@@ -34,6 +38,7 @@ def minimize(
     x0: ArrayTree,
     args: tuple[Any, ...] = (),
     *,
+    bounds: Any = None,
     method: str | QuasiNewton = DEFAULTS["method"],
     linesearch: LineSearch | None = None,
     gtol: Any = None,
@@ -65,11 +70,18 @@ def minimize(
         products of steps in that dtype: in float32 keep steps within 1e-15 to 1e18, or pass
         ``x_scale``.
       args: further arguments of ``fun``, pytrees of arrays.
+      bounds: ``(lower, upper)``, each a number, ``None``, or a pytree like ``x0`` or a prefix of
+        it; for a flat ``x0`` also SciPy's ``Bounds`` or a list of pairs. ``None`` and infinities
+        are free, and equal ones fix a parameter. ``x0`` is moved into the box, and ``fun`` is never
+        called outside of it, not by a last digit; at a bound it may be infinite or NaN. Steps bend
+        at bounds, P(x − alpha d) with d = H_FF g_F over the variables F that may move
+        (:mod:`jaxqn.loop.box`). New numbers compile nothing.
       method: a name or a :class:`jaxqn.QuasiNewton`. The default is "osbfgs": BFGS with Oren and
         Spedicato's test for self-scaling. The others are "ssbfgs", "ssbroyden", "bfgs", "broyden",
         "dfp", "sr1", "lbfgs" and "newton".
       linesearch: a :class:`jaxqn.LineSearch`; by default :func:`jaxqn.wolfe`.
-      gtol: stop when the largest entry of the gradient is at most this. By default a run stops
+      gtol: stop when the largest entry of the gradient is at most this; with bounds, of
+        P(x − g) − x. By default a run stops
         where the gradient is as small as rounding of x leaves it, √(Σ gᵢ²/Dᵢ) ≤ r √(Σ Dᵢ xᵢ²)
         with r = max(1e-10, 8 eps) and the curvature Dᵢ that the run has met, and where neither the
         model nor a change of a parameter by its own size promises more
@@ -90,8 +102,9 @@ def minimize(
         deviation above 0.9), else 1; and |fun/∂fun/∂x| for a parameter that is 0 beside it, if
         that is below √eps of its unit.
       state: ``result.state`` of an earlier call, to continue exactly where it stopped; ``x0`` then
-        only gives the structure. Counters and budgets go on from there. ``args`` must be the same:
-        for new data start anew from ``result.x``, with ``hess_inv0=result.hess_inv`` if you like.
+        only gives the structure. Counters and budgets go on from there. ``args`` and
+        ``bounds`` must be the same: for new data start anew from ``result.x``, with
+        ``hess_inv0=result.hess_inv`` if you like.
       callback: called after every iteration with the result so far; a true return value stops the
         run. Eager calls only.
       progress: print a line to standard error about every second. Eager calls only.
@@ -101,10 +114,11 @@ def minimize(
 
     Raises:
       TypeError: a leaf of ``x0`` is not real floating, ``fun`` cannot be hashed, or an option is
-        of the wrong type.
-      ValueError: an unknown method, a negative tolerance, mixed dtypes, a ``hess_inv0`` of the
-        wrong shape or not symmetric positive definite, an ``x_scale`` not like ``x0`` or not
-        positive, an objective that is not scalar.
+        of the wrong type; with ``bounds``, a method or a linesearch that takes none.
+      ValueError: ``bounds`` with a lower above the upper, NaN, or not like ``x0``; an unknown
+        method, a negative tolerance, mixed dtypes, a ``hess_inv0`` of the wrong shape or not
+        symmetric positive definite, an ``x_scale`` not like ``x0`` or not positive, an objective
+        that is not scalar.
       NotImplementedError: it is being differentiated.
 
     Cost: one evaluation of value and gradient per trip, and O(n²) per iteration: one product with
@@ -120,9 +134,11 @@ def minimize(
 
     References:
       Nocedal & Wright, Numerical Optimization, 2nd ed., 2006, algorithm 6.1; the updates are in
-      :mod:`jaxqn.updates`, the search in :func:`jaxqn.wolfe`.
+      :mod:`jaxqn.updates`, the search in :func:`jaxqn.wolfe`. Bounds: Bertsekas, SIAM J. Control
+      Optim. 20 (1982); Ferry, Gill, Wong & Zhang, projected-search methods, 2020.
     """
     options = MinimizeOptions(
+        bounds=bounds,
         method=method,
         linesearch=linesearch,
         gtol=gtol,
@@ -139,9 +155,10 @@ def minimize(
     x0, dtype, n = check_x0(x0)
     tol = tolerances(dtype, n, options)
     H0, x_scale = problem.starts(options, x0)
+    box = box_of(options, x0)
     begin = functools.partial(_start, problem=problem)
     if state is None:
-        state = begin(x0, args, H0, x_scale)
+        state = begin(x0, args, H0, x_scale, box)
     elif H0 is not None or x_scale is not None:
         given = "hess_inv0" if x_scale is None else "x_scale"
         raise ValueError(f"{given} is for a new run, but this one continues a state")
@@ -149,34 +166,47 @@ def minimize(
         if not problem.method.qn.dense:
             state = repacked(state, x0)
         like = [None if part is None else x0 for part in given_of(state)]
-        check_state(state, jax.eval_shape(begin, x0, args, *like))
-    go = functools.partial(_run, args=args, problem=problem)
+        check_state(state, jax.eval_shape(begin, x0, args, *like, box))
+    go = functools.partial(_run, args=args, box=box, problem=problem)
     if callback is None and not progress:
         return go(x0, state, tol)
     return observed(go, x0, state, tol, callback, progress)
 
 
 @functools.partial(jax.jit, static_argnames=("problem",))
-def _start(x0: ArrayTree, args: Any, H0: Any, x_scale: Any, *, problem: Problem) -> LoopState:
+def _start(
+    x0: ArrayTree, args: Any, H0: Any, x_scale: Any, box: Box | None, *, problem: Problem
+) -> LoopState:
     """The state before the first evaluation."""
-    return problem.start(x0, args, H0, x_scale)
+    return problem.start(x0, args, H0, x_scale, box)
 
 
 @functools.partial(jax.jit, static_argnames=("problem",))
 def _run(
-    x0: ArrayTree, state: LoopState, tol: Tolerances, *, args: Any, problem: Problem
+    x0: ArrayTree,
+    state: LoopState,
+    tol: Tolerances,
+    *,
+    args: Any,
+    box: Box | None,
+    problem: Problem,
 ) -> MinimizeResult:
     """Run the loop to a status."""
-    state = run(state, functools.partial(problem.on_vectors, x0, args), problem.method, tol)
-    best, back = lowest_point(state, problem.method, alone=True), problem.vector(x0)[1]
+    state = run(state, functools.partial(problem.on_vectors, x0, args, box), problem.method, tol)
+    path = problem.path(box, state.x_scale)
+    best = lowest_point(state, problem.method, path, alone=True)
     nit, nfev, _, _ = Tally(*state.counts)
+    back = problem.vector(x0)[1]
+    x, jac = back(best.x), back(best.g)
+    x = x if box is None else inside(x, box)
     return MinimizeResult(
-        x=back(best.x),
+        x=x,
         fun=best.f,
-        jac=back(best.g),
+        jac=jac,
         status=state.status,
         nit=nit,
         nfev=nfev,
         state=state,
         aux=best.aux,
+        active=None if box is None else active(x, jac, box),
     )

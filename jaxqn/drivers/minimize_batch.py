@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxqn._typing import Array, ArrayTree, Objective
+from jaxqn.drivers.batch_bounds import with_box
 from jaxqn.drivers.batch_solve import BatchState, solve_batch
 from jaxqn.drivers.result import MinimizeResult
 from jaxqn.loop import MinimizeOptions, Status, completed, problem_of
@@ -41,8 +42,10 @@ def minimize_batch(
         More than 64 cost a second loop to compile, for the last ones.
       mesh: devices to share the problems evenly, each with lanes of its own and a queue of its
         own; nothing is communicated between them.
-      **options: those of :func:`jaxqn.minimize` from ``method`` to ``x_scale``, the same for every
-        problem; without ``x_scale`` each problem has that of its own ``x0``.
+      **options: ``bounds``, which runs over problems if ``in_axes`` has one more entry for it, the
+        last: an axis, or one for the lower and one for the upper side; and those of
+        :func:`jaxqn.minimize` from ``method`` to ``x_scale``, the same for every problem. Without
+        ``x_scale`` each problem has that of its own ``x0``.
 
     Returns:
       A :class:`jaxqn.MinimizeResult` with a leading axis of problems. ``state`` is a
@@ -65,7 +68,8 @@ def minimize_batch(
     """
     settings = completed("minimize_batch", options)
     problem = problem_of(fun, args, settings)
-    return solve_batch(problem, settings, x0, args, in_axes=in_axes, lanes=lanes, mesh=mesh)
+    in_axes, arguments = with_box(settings, in_axes, x0, args)
+    return solve_batch(problem, settings, arguments, in_axes=in_axes, lanes=lanes, mesh=mesh)
 
 
 class MultiStartResult(NamedTuple):
@@ -130,9 +134,9 @@ def multi_start(
     problem = problem_of(fun, args, settings)
     if target is not None:
         target = jnp.asarray(target)
-    axes = (0,) + (None,) * len(args)
+    axes, arguments = with_box(settings, (0,) + (None,) * len(args), x0s, args)
     runs = solve_batch(
-        problem, settings, x0s, args, in_axes=axes, lanes=lanes, mesh=mesh, target=target
+        problem, settings, arguments, in_axes=axes, lanes=lanes, mesh=mesh, target=target
     )
     values = jnp.where(jnp.isfinite(runs.fun), runs.fun, jnp.inf)
     ranking = jnp.lexsort((values, runs.status == Status.STOPPED)).astype(jnp.int32)

@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxqn._typing import ArrayTree, Objective
 from jaxqn.checks import check_count, check_native, check_x0, is_traced
+from jaxqn.drivers.batch_bounds import with_box
 from jaxqn.drivers.batch_solve import solve_batch
 from jaxqn.drivers.chunk_files import ChunkFiles, digest, is_key, without_addresses
 from jaxqn.drivers.in_axes import Layout, axes_of, common_size, split
@@ -75,27 +76,25 @@ def minimize_stream(
     """
     settings = completed("minimize_stream", options)
     starts = {name: settings[name] for name in ("hess_inv0", "x_scale")}
-    if is_traced((x0, args, _numbers(settings), starts)):
+    in_axes, arguments = with_box(settings, in_axes, x0, args)
+    if is_traced((arguments, _numbers(settings), starts)):
         raise TypeError(
             "minimize_stream runs on the host, but this call is being traced (jit, vmap or scan): "
             "call it eagerly, or take jaxqn.minimize_batch"
         )
     chunk = check_count("chunk", chunk)
     problem = problem_of(fun, args, settings)
-    mapped, shared, layout = _on_host(in_axes, (x0, *args))
+    mapped, shared, layout = _on_host(in_axes, arguments)
     total = len(mapped[0])
     chunk = min(chunk, total)
 
     def solve(some: list[Any], shared: list[Any], starts: dict[str, Any]) -> MinimizeResult:
-        x0, *args = layout.join(some, shared)
         zeros: list[Any] = [0] * len(some)
-        axes = layout.join(zeros, [None] * len(shared))
         result = solve_batch(
             problem,
             cast(MinimizeOptions, settings | starts),
-            x0,
-            tuple(args),
-            in_axes=axes,
+            layout.join(some, shared),
+            in_axes=layout.join(zeros, [None] * len(shared)),
             lanes=lanes,
             mesh=mesh,
         )

@@ -36,13 +36,15 @@ class MinimizeResult(NamedTuple):
     Attributes:
       x: the lowest point seen, like ``x0``.
       fun: value there, shape ``()``.
-      jac: gradient there, like ``x0``.
+      jac: gradient there, like ``x0``; where a bound holds, its multiplier.
       status: :class:`jaxqn.Status` as int32, shape ``()``.
       nit: iterations (steps taken), int32.
       nfev: evaluations of value and gradient, int32.
       state: everything needed to continue the run: ``minimize(..., state=result.state)``; a
         ``LoopState``; of a batch, a :class:`jaxqn.BatchState`.
       aux: auxiliary output of the objective at ``x``, or ``None``.
+      active: which bound holds, like ``x``, int32: −1 the lower, 1 the upper, 0 none; ``None``
+        where there are no bounds.
     """
 
     x: ArrayTree
@@ -53,6 +55,7 @@ class MinimizeResult(NamedTuple):
     nfev: Array
     state: Any
     aux: Any = None
+    active: ArrayTree = None
 
     def __repr__(self) -> str:
         """A single status by name; the state, as large as H, by its type only."""
@@ -78,6 +81,9 @@ class MinimizeResult(NamedTuple):
     @property
     def hess_inv(self) -> Array:
         """The final approximation of the inverse Hessian over ravelled parameters, ``(n, n)``.
+
+        With bounds, its rows and columns of variables that no bound holds are that; the others
+        mean nothing.
 
         What the method needed, which for the self-scaled ones may be far from the inverse of the
         Hessian; for standard errors invert :func:`jaxqn.derivatives.hessian` at ``x``.

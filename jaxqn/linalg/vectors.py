@@ -20,6 +20,7 @@ __all__ = [
     "contract",
     "inf_norm",
     "inf_norms",
+    "masked",
     "over_diagonal",
     "products",
     "size",
@@ -102,6 +103,11 @@ def _flat(*vectors: ArrayTree) -> list[Array]:
     arrays = [v.small if is_packed(v) and not v.large else v for v in vectors]
     flat = all(isinstance(v, jax.Array) and v.ndim == 1 and v.size <= LONG for v in arrays)
     return arrays if flat and len({v.dtype for v in arrays}) == 1 else []
+
+
+def masked(mask: ArrayTree, v: ArrayTree) -> ArrayTree:
+    """The vector, or rows of a stack, where a mask like the vector holds; 0 elsewhere."""
+    return jax.tree.map(lambda mask, a: jnp.where(mask, a, 0), mask, v)
 
 
 def times_diagonal(diagonal: ArrayTree | None, v: ArrayTree) -> ArrayTree:

@@ -12,10 +12,11 @@ from jaxqn.linesearch.first_trial import (
     stopped_short,
     trial_along_gradient,
 )
-from jaxqn.linesearch.protocol import LineSearch, check_linesearch
+from jaxqn.linesearch.protocol import Bend, LineSearch, check_linesearch
 from jaxqn.linesearch.wolfe import wolfe
 
 __all__ = [
+    "Bend",
     "LineSearch",
     "agreement",
     "backtracking",

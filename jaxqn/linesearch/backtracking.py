@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jaxqn._typing import Array
 from jaxqn.linesearch.conditions import approximate_wolfe, armijo, rounding_noise
-from jaxqn.linesearch.protocol import LineSearch, check_options
+from jaxqn.linesearch.protocol import Bend, LineSearch, check_options
 
 __all__ = ["BacktrackingState", "backtracking"]
 
@@ -66,15 +66,16 @@ def backtracking(*, c1: float = 1e-4, shrink: float = 0.5, max_trials: int = 30)
         return BacktrackingState(alpha0, phi0, dphi0, trials=jnp.zeros((), jnp.int32))
 
     def step(
-        state: BacktrackingState, phi: Array, dphi: Array
+        state: BacktrackingState, phi: Array, dphi: Array, bend: Bend | None = None
     ) -> tuple[BacktrackingState, Array, Array]:
         alpha, phi0, dphi0 = state.alpha, state.phi0, state.dphi0
         finite = jnp.isfinite(phi) & jnp.isfinite(dphi)
-        done = armijo(phi0, dphi0, alpha, phi, c1)
+        slope = dphi0 if bend is None else bend.promised / alpha
+        done = armijo(phi0, slope, alpha, phi, c1)
         done = finite & (done | approximate_wolfe(phi0, dphi0, phi, dphi, c1, 0.9))
-        excess = phi - phi0 - alpha * dphi0
+        excess = phi - phi0 - alpha * slope
         curved = finite & (excess > 0)
-        parabola = -0.5 * alpha * dphi0 * (alpha / jnp.where(curved, excess, jnp.ones_like(excess)))
+        parabola = -0.5 * alpha * slope * (alpha / jnp.where(curved, excess, jnp.ones_like(excess)))
         shorter = jnp.where(curved, parabola, 0.1 * alpha)
         trials = state.trials + 1
         next_alpha = jnp.clip(shorter, 0.1 * alpha, shrink * alpha)
@@ -85,4 +86,4 @@ def backtracking(*, c1: float = 1e-4, shrink: float = 0.5, max_trials: int = 30)
         state = state._replace(alpha=next_alpha, trials=trials)
         return state, done, ~done & exhausted
 
-    return LineSearch(init, step)
+    return LineSearch(init, step, bends=True)

@@ -12,6 +12,7 @@ __all__ = [
     "agreement",
     "approximate_wolfe",
     "armijo",
+    "quasi_wolfe",
     "rounding_noise",
     "strong_curvature",
     "strong_wolfe",
@@ -47,6 +48,17 @@ def approximate_wolfe(
     """
     slopes = ((2 * c1 - 1) * dphi0 >= dphi) & (dphi >= c2 * dphi0)
     return slopes & (phi <= phi0 + rounding_noise(phi0))
+
+
+def quasi_wolfe(dphi0: Array, dphi: Array, c2: float) -> Array:
+    """What remains of the curvature condition where the path bends: dphi ≥ c2 dphi0.
+
+    A minimum at a kink leaves a slope far from 0 on either side.
+
+    References:
+      Ferry, Gill, Wong & Zhang, projected-search methods for bound-constrained optimization, 2020.
+    """
+    return dphi >= c2 * dphi0
 
 
 def rounding_noise(phi: Array) -> Array:

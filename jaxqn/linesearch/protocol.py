@@ -6,7 +6,23 @@ from typing import Any, NamedTuple
 from jaxqn._typing import Array
 from jaxqn.checks import check_count, described
 
-__all__ = ["LineSearch", "check_linesearch", "check_options"]
+__all__ = ["Bend", "LineSearch", "check_linesearch", "check_options"]
+
+
+class Bend(NamedTuple):
+    """What a search sees of a trial on a path x(alpha) that bends at bounds.
+
+    Where the path bends phi has a kink, and Wolfe's conditions may hold nowhere near it.
+
+    Attributes:
+      promised: gᵀ(x(alpha) − x), which replaces alpha phi'(0): variables at bounds stay behind.
+      clips: whether the trial holds a variable at a bound that was between its bounds at 0.
+      landed: ``(lo, alpha) -> alpha``: the last bend before alpha, if that is well beyond lo.
+    """
+
+    promised: Array
+    clips: Array
+    landed: Callable[[Array, Array], Array]
 
 
 class LineSearch(NamedTuple):
@@ -18,11 +34,13 @@ class LineSearch(NamedTuple):
         much values contradict slopes where noise beyond rounding shows, else 0.
       step: ``(state, phi, dphi) -> (state, done, failed)``, given value and slope at
         ``state.alpha``: whether that step is acceptable, and whether to give up. A non-finite
-        value or slope means "too far".
+        value or slope means "too far". On a path that bends it is also given a :class:`Bend`.
+      bends: whether ``step`` takes that.
     """
 
     init: Callable[[Array, Array, Array], Any]
-    step: Callable[[Any, Array, Array], tuple[Any, Array, Array]]
+    step: Callable[..., tuple[Any, Array, Array]]
+    bends: bool = False
 
 
 def check_options(max_trials: int, **options: tuple[float, float, float]) -> None:
@@ -33,10 +51,15 @@ def check_options(max_trials: int, **options: tuple[float, float, float]) -> Non
     check_count("max_trials", max_trials)
 
 
-def check_linesearch(linesearch: Any) -> None:
-    """Raise unless ``linesearch`` is a :class:`LineSearch`."""
+def check_linesearch(linesearch: Any, *, bends: bool = False) -> None:
+    """Raise unless ``linesearch`` is a :class:`LineSearch`, and fit for bounds if it ``bends``."""
     if not isinstance(linesearch, LineSearch):
         raise TypeError(
             "linesearch must be a jaxqn.LineSearch such as jaxqn.wolfe() or "
             f"jaxqn.backtracking(), but it is {described(linesearch)}"
+        )
+    if bends and not linesearch.bends:
+        raise TypeError(
+            "bounds need a linesearch whose step takes a Bend, such as jaxqn.wolfe() or "
+            "jaxqn.backtracking(), but this one has bends=False: leave one of them out"
         )

@@ -12,8 +12,14 @@ import jax.numpy as jnp
 
 from jaxqn._typing import Array
 from jaxqn.linalg import computed_once, eps
-from jaxqn.linesearch.conditions import approximate_wolfe, armijo, rounding_noise, strong_curvature
-from jaxqn.linesearch.protocol import LineSearch, check_options
+from jaxqn.linesearch.conditions import (
+    approximate_wolfe,
+    armijo,
+    quasi_wolfe,
+    rounding_noise,
+    strong_curvature,
+)
+from jaxqn.linesearch.protocol import Bend, LineSearch, check_options
 
 __all__ = ["WolfeState", "wolfe"]
 
@@ -70,6 +76,10 @@ def wolfe(
     widen, the more so the smaller the cubic term, and the search accepts no step that leaves more
     than 0.6 of the slope, 2/5 of the way to the minimum.
 
+    On a path that bends at bounds, the decrease is measured by the real displacement, and a trial
+    that meets a new bound needs phi'(alpha) ≥ c2 phi'(0) only (quasi-Wolfe: a kink may be the
+    minimiser). From the second trial on the search tries the last bend before a proposed point.
+
     The search gives up after ``max_trials``, where the bracket is as narrow as rounding allows, and
     where noise shows: values then differ from the prediction of their slopes by as much on half the
     distance.
@@ -105,17 +115,21 @@ def wolfe(
         known = jnp.stack([origin, origin, nowhere])
         return WolfeState(alpha0, known, jnp.zeros((), jnp.int32), zero)
 
-    def step(state: WolfeState, phi: Array, dphi: Array) -> tuple[WolfeState, Array, Array]:
+    def step(
+        state: WolfeState, phi: Array, dphi: Array, bend: Bend | None = None
+    ) -> tuple[WolfeState, Array, Array]:
         origin, lo, hi = state.known
         alpha, phi0, dphi0 = state.alpha, origin[1], origin[2]
         finite = jnp.isfinite(phi) & jnp.isfinite(dphi)
-        decrease = armijo(phi0, dphi0, alpha, phi, c1)
+        decrease = armijo(phi0, dphi0 if bend is None else bend.promised / alpha, alpha, phi, c1)
         done = decrease & strong_curvature(dphi0, dphi, c2)
         done = finite & (done | approximate_wolfe(phi0, dphi0, phi, dphi, c1, c2))
         trial, trials = jnp.stack([alpha, phi, dphi]), state.trials + 1
         doubt = _doubt(lo, trial)
         short = (doubt < 1) & (dphi < PARABOLIC_SLOPE_LEFT * dphi0) & (trials < max_trials)
         done &= ~short
+        if bend is not None:
+            done |= finite & decrease & bend.clips & quasi_wolfe(dphi0, dphi, c2)
 
         # A trial that is too far becomes the far end. Any other becomes the best so far, and the
         # old best becomes the far end if the slope changed its sign in between.
@@ -130,12 +144,14 @@ def wolfe(
         slow = (width > 0.66 * old_width) & jnp.isfinite(old_width)
         resolution = 4 * eps(alpha.dtype) * new_lo[0]
         next_alpha = _next_trial(lo, new_lo, new_hi, slow, doubt, growth)
+        if bend is not None:
+            next_alpha = bend.landed(new_lo[0], next_alpha)
         noise = _noise(lo, hi, trial, phi0)
         exhausted = (trials >= max_trials) | (width <= resolution) | (noise > 0)
         known = jnp.stack([origin, new_lo, new_hi])
         return WolfeState(next_alpha, known, trials, noise), done, ~done & exhausted
 
-    return LineSearch(init, step)
+    return LineSearch(init, step, bends=True)
 
 
 def _next_trial(

@@ -1,9 +1,12 @@
 """The one loop: what a run carries, a trip through it, and when it ends."""
 
+from jaxqn.loop.box import Box, active, inside
+from jaxqn.loop.path import Path
 from jaxqn.loop.problem import (
     DEFAULTS,
     MinimizeOptions,
     Problem,
+    box_of,
     completed,
     problem_of,
     tolerances,
@@ -18,18 +21,23 @@ from jaxqn.loop.units import from_scaled, gradient_from_scaled, gradient_to_scal
 __all__ = [
     "DEFAULTS",
     "MESSAGES",
+    "Box",
     "LoopState",
     "Method",
     "MinimizeOptions",
+    "Path",
     "Problem",
     "Scales",
     "Status",
     "Tally",
     "Tolerances",
+    "active",
+    "box_of",
     "completed",
     "from_scaled",
     "gradient_from_scaled",
     "gradient_to_scaled",
+    "inside",
     "lowest_point",
     "problem_of",
     "run",

@@ -5,10 +5,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxqn._typing import ArrayTree
+from jaxqn._typing import Array, ArrayTree
 from jaxqn.linalg import eps, vectors
 from jaxqn.linesearch import rounding_noise
-from jaxqn.loop.path import Path
 from jaxqn.loop.protocol import Judgement, Outcome, Prospects, Run
 from jaxqn.loop.state import LoopState, Measures, Point
 
@@ -32,7 +31,6 @@ class Corrected(NamedTuple):
 
 
 def correct(
-    path: Path,
     state: LoopState,
     outcome: Outcome,
     s: ArrayTree,
@@ -41,22 +39,34 @@ def correct(
     second: Any,
 ) -> Corrected:
     """H corrected by (s, y), or made anew from second derivatives, and its product with g."""
-    qn, new, moved = run.method.qn, outcome.point, outcome.judged.moved
-    renew = qn.renew
+    qn, new, moved, path = run.method.qn, outcome.point, outcome.judged.moved, run.path
+    face = path.face(state.point, new, state.flags.may_rescale)
+    g, Hg, renew = path.restrict(new, new.g), path.product(state.plan), qn.renew
     if renew is None:
-        Hg = path.product(state.plan)
-        return Corrected(*qn.advance(state.approx, s, y, new.g, Hg, moved), None, None)
+        if face is None:
+            approx, Hg = qn.advance(state.approx, s, y, g, Hg, moved)
+        else:
+            assert qn.advance_on_face is not None  # a front door has checked
+            approx, Hg = qn.advance_on_face(state.approx, s, y, g, Hg, moved, face)
+        return Corrected(approx, Hg, None, None)
 
     def renewed() -> Corrected:
         B = jax.tree.map(lambda B: B / outcome.g_scale, second(new.x))
+        B = B if face is None else _on_face(B, face.free)
         approx, v = renew(state.approx, s, y, B)
-        Hg = qn.apply(approx, new.g)
-        return Corrected(approx, Hg, v, jnp.abs(jnp.diag(B)))
+        return Corrected(approx, qn.apply(approx, g), v, jnp.abs(jnp.diag(B)))
 
     # Unbatched, a refused trial costs no Hessian; under vmap every trial does.
     none = jax.tree.map(jnp.zeros_like, new.x)
-    same = Corrected(state.approx, path.product(state.plan), none, state.scales.curvature)
+    same = Corrected(state.approx, Hg, none, state.scales.curvature)
     return jax.lax.cond(moved, renewed, lambda: same)
+
+
+def _on_face(B: Array, free: Array) -> Array:
+    """The Hessian over the variables that may move, and a diagonal of its size over the others."""
+    B = jnp.where(free[:, None] & free[None], B, 0)
+    size = jnp.max(jnp.abs(jnp.diag(B)))
+    return B + jnp.diag(jnp.where(free, 0, jnp.where(size > 0, size, 1)))
 
 
 def leave_saddle(

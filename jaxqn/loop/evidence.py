@@ -19,7 +19,6 @@ import jax.numpy as jnp
 from jaxqn._typing import Array, ArrayTree
 from jaxqn.linalg import computed_once, eps, vectors
 from jaxqn.linesearch import rounding_noise
-from jaxqn.loop.path import Path
 from jaxqn.loop.protocol import Judgement, Outcome, Prospects, Run
 from jaxqn.loop.state import LoopState, Measures, Point
 from jaxqn.loop.termination import (
@@ -72,22 +71,22 @@ def near_an_end(state: LoopState, run: Run) -> Array:
     return run.running & (little | (size <= digit * now.f_first))
 
 
-def trial_products(path: Path, state: LoopState, trial: Point) -> list[Array]:
+def trial_products(state: LoopState, trial: Point, run: Run) -> list[Array]:
     """Inner products of the gradient with the tangent, and of s with both ends' gradients."""
     s = jax.tree.map(jnp.subtract, trial.x, state.point.x)
-    tangent = path.tangent(trial, state.plan)
+    tangent = run.path.tangent(trial, state.plan)
     return vectors.products((trial.g, tangent), (state.point.g, s), (trial.g, s))
 
 
 def learn_curvature(
-    path: Path, state: LoopState, outcome: Outcome, run: Run, worthwhile: Array
+    state: LoopState, outcome: Outcome, run: Run, worthwhile: Array
 ) -> tuple[ArrayTree, Array]:
     """The roots of the bounds D on the curvature after a trial, and the extent that x had."""
     now, trial, point, moved = run.now, outcome.trial, state.point, outcome.judged.moved
 
     def learn(given: tuple[ArrayTree, Array]) -> tuple[ArrayTree, Array]:
         root, extent = given
-        _, before, after = trial_products(path, state, trial)
+        _, before, after = trial_products(state, trial, run)
         sy = after - before
         # A difference of slopes that is all rounding shows nothing.
         least = 100 * eps(sy.dtype) * jnp.maximum(jnp.abs(before), jnp.abs(after))
@@ -124,7 +123,6 @@ def _shares(root: ArrayTree, new: ArrayTree, old: ArrayTree, extent: Array) -> A
 
 
 def assess_model(
-    path: Path,
     state: LoopState,
     outcome: Outcome,
     squares: Any,
@@ -135,7 +133,6 @@ def assess_model(
     """What the run and the corrected model say of the next point.
 
     Args:
-      path: says which variables may move.
       state: before the trip.
       outcome: the trial and the next point.
       squares: gives gᵀH g, gᵀg, and the squares of H g, of the step and of x.
@@ -150,7 +147,7 @@ def assess_model(
     gHg = run.compute_if(judged.moved, lambda: squares()[0], run.now.gHg)
     decrease = state.point.f - new.f
     worthwhile = near_an_end(state, run)
-    curvature, extent = learn_curvature(path, state, outcome, run, worthwhile)
+    curvature, extent = learn_curvature(state, outcome, run, worthwhile)
     curvature = curvature if diagonal is None else jax.tree.map(jnp.sqrt, diagonal)
     seeks = worthwhile | run.first
     nothing = jnp.zeros((3,), gHg.dtype)
@@ -164,7 +161,7 @@ def assess_model(
     )
 
     def summed() -> Array:
-        return jnp.stack(_evidence(path, new, curvature, now, sizes[2]))
+        return jnp.stack(_evidence(new, curvature, now, sizes[2], run))
 
     seen = Evidence(*run.compute_if(seeks, summed, nothing))
     # Noise that a search met at large values says nothing of small ones.
@@ -219,18 +216,18 @@ def _first_scale(state: LoopState, trial: Point, run: Run) -> Array:
     return jnp.where(run.first, jnp.abs(trial.f), grown)
 
 
-def _evidence(path: Path, new: Point, root: ArrayTree, now: Measures, xx: Array) -> list[Array]:
+def _evidence(new: Point, root: ArrayTree, now: Measures, xx: Array, run: Run) -> list[Array]:
     """The sums of :class:`Evidence`.
 
     A gradient so small that a move by all of ‖x‖ changes f by less than its last digit counts as 0.
     """
-    g, reach = path.free(new), now.g_scale * jnp.sqrt(xx)
+    g, reach = run.path.restrict(new, new.g), now.g_scale * jnp.sqrt(xx)
     invisible = eps(new.f.dtype) * jnp.abs(new.f)
 
     def in_units_of_curvature(g: Array, root: Array) -> Array:
         return jnp.where(reach * jnp.abs(g) > invisible, g / root, 0)
 
     ratio = jax.tree.map(in_units_of_curvature, g, root)
-    sizes = jax.tree.map(jnp.multiply, root, new.x)
+    sizes = run.path.restrict(new, jax.tree.map(jnp.multiply, root, new.x))
     xg = jax.tree.map(jnp.multiply, new.x, g)
     return vectors.products((sizes, sizes), (ratio, ratio), (xg, xg))

@@ -22,7 +22,7 @@ from jaxqn.linesearch import (
 )
 from jaxqn.loop.correction import correct, leave_saddle
 from jaxqn.loop.evidence import assess_model, trial_products
-from jaxqn.loop.path import Path, straight
+from jaxqn.loop.path import Path
 from jaxqn.loop.protocol import (
     Globalization,
     Judgement,
@@ -33,18 +33,16 @@ from jaxqn.loop.protocol import (
     Slopes,
 )
 from jaxqn.loop.state import LoopState, Measures, Point
-from jaxqn.loop.units import gradient_from_scaled
 
 __all__ = ["line"]
 
 
 @functools.cache
-def line(linesearch: LineSearch, path: Path = straight) -> Globalization:
-    """Steps x(alpha) along a path, with alpha from a line search.
+def line(linesearch: LineSearch) -> Globalization:
+    """Steps x(alpha) along the path of the run, with alpha from a line search.
 
     Args:
       linesearch: sees phi(alpha) = f(x(alpha)) and its slope.
-      path: what x(alpha) is; the straight line x − alpha H g unless given.
 
     Returns:
       A :class:`Globalization`.
@@ -53,19 +51,22 @@ def line(linesearch: LineSearch, path: Path = straight) -> Globalization:
       Nocedal & Wright, Numerical Optimization, 2nd ed., 2006, chapter 3 and algorithm 6.1.
     """
 
-    def init(zeros: ArrayTree, zero: Array, one: Array) -> tuple[Any, Any]:
+    def init(zeros: ArrayTree, zero: Array, one: Array, path: Path) -> tuple[Any, Any]:
         return path.join(zeros, zeros), linesearch.init(zero, -one, one)
 
-    def measure(state: LoopState, trial: Point) -> tuple[Array, Array]:
-        g_size, jac_size, _ = _sizes(path, state, trial)
+    def at(x: ArrayTree, alpha: Array, plan: Any, path: Path) -> ArrayTree:
+        return path.at(x, alpha, plan)
+
+    def measure(state: LoopState, trial: Point, run: Run) -> tuple[Array, Array]:
+        g_size, jac_size, _ = _sizes(state, trial, run)
         return g_size, jac_size
 
     return Globalization(
         init,
-        path.at,
+        at,
         measure,
-        judge=functools.partial(_judge, linesearch, path),
-        replan=functools.partial(_replan, linesearch, path),
+        judge=functools.partial(_judge, linesearch),
+        replan=functools.partial(_replan, linesearch),
     )
 
 
@@ -73,27 +74,33 @@ def line(linesearch: LineSearch, path: Path = straight) -> Globalization:
 # merges equal calls; of long ones it drops from each call what its caller does not use.
 
 
-def _sizes(path: Path, state: LoopState, trial: Point) -> list[Array]:
+def _sizes(state: LoopState, trial: Point, run: Run) -> list[Array]:
     """The largest entries of the gradient by z and by x, and of a unit step in last digits of x."""
-    g, step = path.free(trial), path.tangent(trial, state.plan)
+    g, step = run.path.restrict(trial, trial.g), run.path.tangent(trial, state.plan)
     digits = jax.tree.map(last_digits, step, state.point.x)
-    if state.x_scale is None:
+    by_x = run.path.stationarity(trial, state.x_scale, run.now.g_scale)
+    if by_x is g:
         largest, digits = vectors.inf_norms(g, digits)
         return [largest, largest, digits]
-    return vectors.inf_norms(g, gradient_from_scaled(g, state.x_scale), digits)
+    return vectors.inf_norms(g, by_x, digits)
 
 
 def _judge(
-    linesearch: LineSearch, path: Path, state: LoopState, trial: Point, run: Run
+    linesearch: LineSearch, state: LoopState, trial: Point, run: Run
 ) -> tuple[Any, Slopes, Judgement]:
     """Let the search judge the trial. A search that gives up still offers its lowest trial."""
     alpha, now, point, lowest = state.search.alpha, run.now, state.point, state.lowest
-    dphi0, dphi = -now.g_scale * now.gHg, -now.g_scale * trial_products(path, state, trial)[0]
-    search, done, gave_up = linesearch.step(state.search, trial.f, dphi)
+    dphi0, dphi = -now.g_scale * now.gHg, -now.g_scale * trial_products(state, trial, run)[0]
+    bend = run.path.bend(
+        point.x, trial, state.plan, lambda: now.g_scale * trial_products(state, trial, run)[1]
+    )
+    search, done, gave_up = linesearch.step(
+        state.search, trial.f, dphi, *[] if bend is None else [bend]
+    )
     # Give up once the next trial would not change x in floating point.
     shrinks = ~done & (search.alpha < alpha)
     gave_up |= run.compute_if(
-        shrinks, lambda: search.alpha * _sizes(path, state, trial)[2] <= 1, shrinks
+        shrinks, lambda: search.alpha * _sizes(state, trial, run)[2] <= 1, shrinks
     )
     # Give up at once where the direction is no descent: a converged run taken up again has one.
     descent = dphi0 < 0
@@ -112,7 +119,7 @@ def _judge(
     noise = jnp.maximum(now.noise, getattr(search, "noise", 0))
 
     def agree() -> Array:
-        before, after = trial_products(path, state, trial)[1:]
+        before, after = trial_products(state, trial, run)[1:]
         return agreement(point.f, trial.f, 0.5 * now.g_scale * (before + after), noise)
 
     values_agree = (
@@ -126,28 +133,28 @@ def _judge(
 
 
 def _replan(
-    linesearch: LineSearch, path: Path, state: LoopState, outcome: Outcome, run: Run, second: Any
+    linesearch: LineSearch, state: LoopState, outcome: Outcome, run: Run, second: Any
 ) -> Replanned:
     """Correct H by the pair, ask the model, restart where it is no use, and aim again."""
-    new, g_scale, judged = outcome.point, outcome.g_scale, outcome.judged
+    new, g_scale, judged, path = outcome.point, outcome.g_scale, outcome.judged, run.path
     s = jax.tree.map(jnp.subtract, new.x, state.point.x)
     y = jax.tree.map(jnp.subtract, new.g, state.point.g)
     g_norm, jac_norm = _gradient_norms(outcome, run)
-    approx, Hg, downhill, diagonal = correct(path, state, outcome, s, y, run, second)
-    d = path.direction(run.method.qn, approx, new, Hg)
+    approx, Hg, downhill, diagonal = correct(state, outcome, s, y, run, second)
+    d = path.aim(new, Hg)
     now = run.now._replace(g_scale=g_scale, g_norm=g_norm, jac_norm=jac_norm)
 
     def squares() -> list[Array]:
-        g = path.free(new)
-        return vectors.products((d, new.g), (g, g), (d, d), (s, s), (new.x, new.x))
+        g = path.restrict(new, new.g)
+        return vectors.products((d, g), (g, g), (d, d), (s, s), (new.x, new.x))
 
-    curvature, now, prospects = assess_model(path, state, outcome, squares, diagonal, now, run)
+    curvature, now, prospects = assess_model(state, outcome, squares, diagonal, now, run)
     if downhill is not None:
         d, now, prospects = leave_saddle(new, d, downhill, now, prospects, judged)
         Hg = d
     plan = path.join(Hg, d)
     restarts, approx, new, plan, now, curvature = _restart(
-        path, state, new, approx, plan, squares, now, curvature, prospects, judged, run
+        state, new, approx, plan, squares, now, curvature, prospects, judged, run
     )
     steepest = restarts | (state.flags.steepest & (run.first | ~judged.moved))
     search = _aim(linesearch, state, outcome, new, now, steepest, prospects, run)
@@ -167,7 +174,6 @@ def _gradient_norms(outcome: Outcome, run: Run) -> tuple[Array, Array]:
 
 
 def _restart(
-    path: Path,
     state: LoopState,
     new: Point,
     approx: Any,
@@ -206,7 +212,8 @@ def _restart(
     def forget(_: Any) -> tuple[Any, Array, ArrayTree, ArrayTree]:
         g = jax.tree.map(lambda g: factor.astype(g.dtype) * g, new.g)
         root = jax.tree.map(lambda r: jnp.sqrt(factor).astype(r.dtype) * r, curvature)
-        return path.join(g, path.free(new._replace(g=g))), factor**2 * squares()[1], g, root
+        free = run.path.restrict(new._replace(g=g), g)
+        return run.path.join(free, free), factor**2 * squares()[1], g, root
 
     plan, gHg, g, curvature = run.update_if(restarts, (plan, gHg, new.g, curvature), forget)
     g_scale = jnp.where(restarts, new_g_scale, g_scale)

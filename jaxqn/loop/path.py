@@ -1,7 +1,7 @@
 """How a step length becomes a point.
 
 A line search sees phi(alpha) = f(x(alpha)) and its slope only. What the path x(alpha) is, a
-straight line or one that bends at bounds, is a value of its own.
+straight line or one that bends at bounds (:mod:`jaxqn.loop.box`), is a value of its own.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,10 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxqn._typing import Array, ArrayTree
+from jaxqn.linesearch import Bend
 from jaxqn.loop.state import Point
+from jaxqn.loop.units import gradient_from_scaled
+from jaxqn.quasi_newton import Face
 
 __all__ = ["Path", "straight"]
 
@@ -20,17 +23,28 @@ class Path(NamedTuple):
 
     Attributes:
       at: ``(x, alpha, plan) -> x(alpha)``.
+      admit: ``trial -> trial``, as the loop takes what was evaluated.
       tangent: ``(trial, plan) -> −dx/dalpha`` at the trial.
-      free: ``point -> g`` over the variables that may move; what vanishes at a solution.
-      direction: ``(qn, approx, point, Hg) -> d``, given H times the gradient.
+      restrict: ``(point, v) -> v`` over the variables that may move, 0 elsewhere. Of the gradient
+        that is what vanishes at a solution.
+      stationarity: ``(point, x_scale, g_scale) -> `` what vanishes there by x, over ``g_scale``.
+      bend: ``(x, trial, plan, promised) -> `` what the search has to know of bends, or ``None``;
+        ``promised`` is a function.
+      face: ``(point, next point, may_rescale) -> `` the variables that may move, or ``None`` where
+        all may.
+      aim: ``(point, Hg) -> d``.
       join: ``(Hg, d) -> plan``.
-      product: ``plan -> Hg``.
+      product: ``plan -> Hg``, the product of H with the restricted gradient.
     """
 
     at: Callable[[ArrayTree, Array, Any], ArrayTree]
+    admit: Callable[[Point], Point]
     tangent: Callable[[Point, Any], ArrayTree]
-    free: Callable[[Point], ArrayTree]
-    direction: Callable[..., ArrayTree]
+    restrict: Callable[[Point, ArrayTree], ArrayTree]
+    stationarity: Callable[[Point, Any, Array], ArrayTree]
+    bend: Callable[..., Bend | None]
+    face: Callable[..., Face | None]
+    aim: Callable[[Point, ArrayTree], ArrayTree]
     join: Callable[[ArrayTree, ArrayTree], Any]
     product: Callable[[Any], ArrayTree]
 
@@ -42,9 +56,13 @@ def along(x: ArrayTree, alpha: Array, d: ArrayTree) -> ArrayTree:
 
 straight = Path(
     at=along,
+    admit=lambda trial: trial,
     tangent=lambda _trial, Hg: Hg,
-    free=lambda point: point.g,
-    direction=lambda _qn, _approx, _point, Hg: Hg,
+    restrict=lambda _point, v: v,
+    stationarity=lambda point, x_scale, _g_scale: gradient_from_scaled(point.g, x_scale),
+    bend=lambda _x, _trial, _plan, _promised: None,
+    face=lambda _point, _new, _may_rescale: None,
+    aim=lambda _point, Hg: Hg,
     join=lambda Hg, _d: Hg,
     product=lambda Hg: Hg,
 )

@@ -13,6 +13,7 @@ from jaxqn.checks import (
     called,
     check_args,
     check_aux,
+    check_bounds,
     check_hashable,
     check_initial,
     check_x_scale,
@@ -23,7 +24,9 @@ from jaxqn.checks import (
 )
 from jaxqn.linalg import packing, power_of_two, unpacked, vectors
 from jaxqn.linesearch import LineSearch, check_linesearch, wolfe
+from jaxqn.loop.box import Box, bent, inside, scaled_box
 from jaxqn.loop.line import line
+from jaxqn.loop.path import Path, straight
 from jaxqn.loop.protocol import Method
 from jaxqn.loop.state import LoopState, Point
 from jaxqn.loop.termination import Tolerances, noise_rtol
@@ -37,12 +40,21 @@ from jaxqn.loop.units import (
 )
 from jaxqn.quasi_newton import QuasiNewton, check_method, method_by_name
 
-__all__ = ["DEFAULTS", "MinimizeOptions", "Problem", "completed", "problem_of", "tolerances"]
+__all__ = [
+    "DEFAULTS",
+    "MinimizeOptions",
+    "Problem",
+    "box_of",
+    "completed",
+    "problem_of",
+    "tolerances",
+]
 
 
 class MinimizeOptions(TypedDict, total=False):
     """The options that every driver takes; :func:`jaxqn.minimize` documents them."""
 
+    bounds: Any
     method: str | QuasiNewton
     linesearch: LineSearch | None
     gtol: Any
@@ -56,6 +68,7 @@ class MinimizeOptions(TypedDict, total=False):
 
 
 DEFAULTS: MinimizeOptions = {
+    "bounds": None,
     "method": "osbfgs",
     "linesearch": None,
     "gtol": None,
@@ -88,17 +101,32 @@ class Problem(NamedTuple):
       objective: ``(x, *args) -> value``, or ``(value, aux)``.
       method: the inverse-Hessian approximation, and the line search around it.
       has_aux: whether the objective returns auxiliary data.
+      bounded: whether there are bounds.
     """
 
     objective: Callable[..., Any]
     method: Method
     has_aux: bool
+    bounded: bool
 
-    def vector(self, x: ArrayTree) -> tuple[ArrayTree, Callable[[ArrayTree], ArrayTree]]:
-        """``x`` as the method wants it, flat or in large pieces, and the way back."""
+    def vector(
+        self, x: ArrayTree, box: Box | None = None
+    ) -> tuple[ArrayTree, Callable[[ArrayTree], ArrayTree]]:
+        """``x`` as the method wants it, flat or in large pieces, and the way back into the box."""
         if self.method.qn.dense:
-            return jax.flatten_util.ravel_pytree(x)
-        return packing(x)(x), lambda v: unpacked(v, x)
+            v, back = jax.flatten_util.ravel_pytree(x)
+        else:
+            v, back = packing(x)(x), lambda v: unpacked(v, x)
+        if box is None:
+            return v, back
+        # In the box to the last bit, also where a bound over a unit leaves the range of the dtype.
+        return v, lambda v: inside(back(v), box)
+
+    def path(self, box: Box | None, x_scale: Any) -> Path:
+        """How steps over z become points: straight, or in the box."""
+        if box is None:
+            return straight
+        return bent(scaled_box(Box(*(self.vector(bound)[0] for bound in box)), x_scale))
 
     def starts(self, options: MinimizeOptions, x0: ArrayTree) -> tuple[Any, Any]:
         """The options ``hess_inv0`` and ``x_scale``, checked for this method and ``x0``."""
@@ -109,9 +137,10 @@ class Problem(NamedTuple):
             )
         return None if H0 is None else check_initial(H0, x0, self.method.qn.dense), x_scale
 
-    def start(self, x0: ArrayTree, args: Any, H0: Any, x_scale: Any) -> LoopState:
+    def start(self, x0: ArrayTree, args: Any, H0: Any, x_scale: Any, box: Box | None) -> LoopState:
         """The state before the first evaluation, in units of ``x_scale`` or of the sizes in x0."""
         aux = None
+        x0 = x0 if box is None else inside(x0, box)
         if self.has_aux:
 
             def output() -> Any:
@@ -129,12 +158,18 @@ class Problem(NamedTuple):
         if H0 is not None:
             dense = self.method.qn.dense
             H0 = inverse_hessian_to_scaled(H0 if dense else packing(x0)(H0), x_scale, dense=dense)
-        return start(to_scaled(x, x_scale), aux, self.method, H0, x_scale, given=given)
+        path, z = self.path(box, x_scale), to_scaled(x, x_scale)
+        if box is not None:  # where the first trip evaluates
+            zeros = jax.tree.map(jnp.zeros_like, z)
+            z = path.at(z, jnp.zeros((), vectors.tree_dtype(z)), path.join(zeros, zeros))
+        return start(z, aux, self.method, H0, x_scale, path, given=given)
 
-    def on_vectors(self, x0: ArrayTree, args: Any, x_scale: Any) -> tuple[Evaluate, Second]:
-        """``(z, g_scale) -> Point``, its gradient divided by g_scale, and ``z -> Hessian``."""
-        vector, back = self.vector(x0)
-        dtype = jax.tree.leaves(vector)[0].dtype
+    def on_vectors(
+        self, x0: ArrayTree, args: Any, box: Box | None, x_scale: Any
+    ) -> tuple[Evaluate, Second, Path]:
+        """``(z, g_scale) -> Point``, its gradient over g_scale; ``z -> Hessian``; the path."""
+        vector, back = self.vector(x0, box)
+        dtype, path = jax.tree.leaves(vector)[0].dtype, self.path(box, x_scale)
 
         def fun(z: ArrayTree) -> tuple[Array, Any]:
             out = called(self.objective, back(from_scaled(z, x_scale)), args)
@@ -144,9 +179,9 @@ class Problem(NamedTuple):
         def evaluate(z: ArrayTree, g_scale: Array) -> Point:
             f, pull_back, aux = jax.vjp(fun, z, has_aux=True)
             (g,) = pull_back(1 / g_scale)
-            return _without_derivative(Point(z, f, g, aux))
+            return _without_derivative(path.admit(Point(z, f, g, aux)))
 
-        return evaluate, jax.hessian(lambda z: fun(z)[0])
+        return evaluate, jax.hessian(lambda z: fun(z)[0]), path
 
 
 @jax.custom_jvp
@@ -168,12 +203,19 @@ def problem_of(fun: Any, args: Any, options: MinimizeOptions) -> Problem:
     """The problem that a front door was given, checked."""
     method, linesearch = options["method"], options["linesearch"]
     qn = method_by_name(method) if isinstance(method, str) else method
-    check_method(qn)
+    bounded = options["bounds"] is not None
+    check_method(qn, bounded=bounded)
     linesearch = wolfe() if linesearch is None else linesearch
-    check_linesearch(linesearch)
+    check_linesearch(linesearch, bends=bounded)
     check_args(args)
     check_hashable(fun)
-    return Problem(fun, Method(qn, line(linesearch)), options["has_aux"])
+    return Problem(fun, Method(qn, line(linesearch)), options["has_aux"], bounded)
+
+
+def box_of(options: MinimizeOptions, x0: ArrayTree) -> Box | None:
+    """The option ``bounds``, checked, over the parameters of one problem."""
+    bounds = options["bounds"]
+    return None if bounds is None else Box(*check_bounds(bounds, x0))
 
 
 def tolerances(dtype: np.dtype, n: int, options: MinimizeOptions) -> Tolerances:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from jaxqn._typing import Array, ArrayTree
 from jaxqn.linalg import compute_if, update_if
+from jaxqn.loop.path import Path
 from jaxqn.loop.state import LineTrial, Measures, Point, Tally
 from jaxqn.loop.termination import Tolerances
 from jaxqn.quasi_newton import QuasiNewton
@@ -31,18 +32,18 @@ class Globalization(NamedTuple):
     """How steps are made safe far from a solution (Nocedal & Wright, chapters 3 and 4).
 
     Attributes:
-      init: ``(zeros, zero, one) -> (plan, search)``, before anything is evaluated: a zero vector
-        and the scalars 0 and 1 in the dtype of the run. ``search.alpha`` is the size of the step
-        to try next: a step length here, a radius for a trust region.
-      at: ``(x, alpha, plan) -> x``, the point to try; called at every trip.
-      measure: ``(state, trial) -> (g_size, jac_size)``, the largest entry of what vanishes at a
-        solution, by z and by x; for a line the gradient.
+      init: ``(zeros, zero, one, path) -> (plan, search)``, before anything is evaluated: a zero
+        vector and the scalars 0 and 1 in the dtype of the run. ``search.alpha`` is the size of the
+        step to try next: a step length here, a radius for a trust region.
+      at: ``(x, alpha, plan, path) -> x``, the point to try; called at every trip.
+      measure: ``(state, trial, run) -> (g_size, jac_size)``, the largest entry of what vanishes at
+        a solution, by z and by x; for a line the gradient.
       judge: ``(state, trial, run) -> (search, slopes, Judgement)``.
       replan: ``(state, outcome, run, second) -> Replanned``: correct H, and say where to go next.
     """
 
     init: Callable[..., tuple[Any, Any]]
-    at: Callable[[ArrayTree, Array, Any], ArrayTree]
+    at: Callable[[ArrayTree, Array, Any, Path], ArrayTree]
     measure: Callable[..., tuple[Array, Array]]
     judge: Callable[..., tuple[Any, Any, "Judgement"]]
     replan: Callable[..., "Replanned"]
@@ -65,6 +66,7 @@ class Run(NamedTuple):
 
     Attributes:
       method: see :class:`Method`.
+      path: how a step length becomes a point.
       tol: tolerances and budgets.
       now: the measures before this trip.
       tally: the counts before this trip.
@@ -74,6 +76,7 @@ class Run(NamedTuple):
     """
 
     method: Method
+    path: Path
     tol: Tolerances
     now: Measures
     tally: Tally

@@ -39,6 +39,7 @@ import jax.numpy as jnp
 
 from jaxqn._typing import Array, ArrayTree
 from jaxqn.linalg import eps, power_of_two, update_if, vectors, where
+from jaxqn.loop.path import Path, straight
 from jaxqn.loop.protocol import Judgement, Method, Outcome, Replanned, Run
 from jaxqn.loop.state import Flags, LineTrial, LoopState, Measures, Point, Scales, Tally
 from jaxqn.loop.status import Status
@@ -59,15 +60,18 @@ Evaluate = Callable[[ArrayTree, Array], Point]
 Second = Callable[[ArrayTree], Array]
 """``z -> `` what ``QuasiNewton.needs`` names: the Hessian."""
 
+OnVectors = Callable[[Any], tuple[Evaluate, Second, Path]]
+"""``x_scale -> `` the problem over z in these units: its objective, and the path of its steps."""
+
 
 def start(
-    x: ArrayTree, aux: Any, method: Method, H0: Any, x_scale: Any, *, given: bool
+    x: ArrayTree, aux: Any, method: Method, H0: Any, x_scale: Any, path: Path, *, given: bool
 ) -> LoopState:
     """The state before the first trip, which evaluates x; in units of ``x_scale``, if ``given``."""
     dtype, zeros = vectors.tree_dtype(x), jax.tree.map(jnp.zeros_like, x)
     zero, one, inf = jnp.zeros((), dtype), jnp.ones((), dtype), jnp.full((), jnp.inf, dtype)
     lowest = LineTrial(jnp.stack([zero, inf, inf, inf]), g=zeros, aux=aux)
-    plan, search = method.globalization.init(zeros, zero, one)
+    plan, search = method.globalization.init(zeros, zero, one, path)
     measures = Measures(
         g_scale=one,
         g_norm=inf,
@@ -99,29 +103,25 @@ def start(
     )
 
 
-def run(
-    state: LoopState,
-    on_vectors: Callable[[Any], tuple[Evaluate, Second]],
-    method: Method,
-    tol: Tolerances,
-) -> LoopState:
-    """Trips until there is a status; ``on_vectors`` gives the objective by z, for an x_scale."""
+def run(state: LoopState, on_vectors: OnVectors, method: Method, tol: Tolerances) -> LoopState:
+    """Trips until there is a status."""
     return jax.lax.while_loop(
         lambda s: s.status == Status.RUNNING,
-        lambda s: trip(s, *on_vectors(s.x_scale), method, tol),
+        lambda s: trip(s, on_vectors, method, tol),
         _revive(state, tol),
     )
 
 
-def trip(
-    state: LoopState, evaluate: Evaluate, second: Second, method: Method, tol: Tolerances
-) -> LoopState:
+def trip(state: LoopState, on_vectors: OnVectors, method: Method, tol: Tolerances) -> LoopState:
     """Propose, evaluate, measure, judge, commit or hold, correct and aim again, conclude."""
-    globalization, this = method.globalization, _begin(state, method, tol)
-    x = globalization.at(state.point.x, state.search.alpha, state.plan)
+    evaluate, second, path = on_vectors(state.x_scale)
+    globalization, this = method.globalization, _begin(state, method, path, tol)
+    x = globalization.at(state.point.x, state.search.alpha, state.plan, path)
     trial = evaluate(x, this.now.g_scale)  # the only place where the objective is called
     if method.qn.needs == "nothing" and state.x_scale is not None:
         state, trial = _choose_units(state, trial, this)
+        if path is not straight:
+            this = this._replace(path=on_vectors(state.x_scale)[2])
     sizes, g_scale = _measure(state, trial, this)
     search, slopes, judged = globalization.judge(state, trial, this)
     point, lowest = _commit(state, trial, sizes, g_scale, judged, this)
@@ -144,13 +144,13 @@ def trip(
     )
 
 
-def _begin(state: LoopState, method: Method, tol: Tolerances) -> Run:
+def _begin(state: LoopState, method: Method, path: Path, tol: Tolerances) -> Run:
     """Names for what this trip starts from."""
     tally, now = Tally(*state.counts), Measures(*state.scalars)
     running = state.status == Status.RUNNING
     first = tally.nfev == 0
     branch = vectors.branching_pays(state.point.x)
-    return Run(method, tol, now, tally, running, first, branch)
+    return Run(method, path, tol, now, tally, running, first, branch)
 
 
 def _choose_units(state: LoopState, trial: Point, this: Run) -> tuple[LoopState, Point]:
@@ -166,7 +166,7 @@ def _choose_units(state: LoopState, trial: Point, this: Run) -> tuple[LoopState,
 
 def _measure(state: LoopState, trial: Point, this: Run) -> tuple[tuple[Array, Array], Array]:
     """The size of the trial's gradient, and what gradients are divided by from now on."""
-    sizes = this.method.globalization.measure(state, trial)
+    sizes = this.method.globalization.measure(state, trial, this)
     g_scale = jnp.where(
         this.first & state.flags.may_rescale, power_of_two(sizes[0]), this.now.g_scale
     )
@@ -183,7 +183,7 @@ def _commit(
 ) -> tuple[Point, LineTrial]:
     """The next point and the lowest trial of the search. A held run keeps its point: s = y = 0."""
     alpha, point = state.search.alpha, state.point
-    recovered = functools.partial(_recovered, this.method, state.plan)
+    recovered = functools.partial(_recovered, this.method, this.path, state.plan)
 
     def resolve(given: tuple[Point, LineTrial]) -> tuple[Point, LineTrial]:
         trial, lowest = given
@@ -200,9 +200,9 @@ def _commit(
     return this.update_if(hold, (trial, state.lowest), resolve)
 
 
-def _recovered(method: Method, plan: Any, point: Point, lowest: LineTrial) -> Point:
+def _recovered(method: Method, path: Path, plan: Any, point: Point, lowest: LineTrial) -> Point:
     """The lowest trial from ``point`` as a point: its x is made again from its alpha."""
-    x = method.globalization.at(point.x, lowest.alpha, plan)
+    x = method.globalization.at(point.x, lowest.alpha, plan, path)
     return Point(x, lowest.f, lowest.g, lowest.aux)
 
 
@@ -244,7 +244,7 @@ def _conclude(
     return now._replace(least_f=least_f, least_g_norm=least_g_norm), counts, status
 
 
-def lowest_point(state: LoopState, method: Method, *, alone: bool = False) -> Point:
+def lowest_point(state: LoopState, method: Method, path: Path, *, alone: bool = False) -> Point:
     """The lowest finite point seen: x and the gradient by x, whatever the units of the run.
 
     With ``alone``, for a run that is not a lane of a batch, this is a loop of one trip even where
@@ -253,7 +253,7 @@ def lowest_point(state: LoopState, method: Method, *, alone: bool = False) -> Po
 
     def chosen(point: Point) -> Point:
         lower = state.lowest.f < point.f
-        best = where(lower, _recovered(method, state.plan, point, state.lowest), point)
+        best = where(lower, _recovered(method, path, state.plan, point, state.lowest), point)
         return best._replace(g=jax.tree.map(lambda g: state.g_scale * g, best.g))
 
     branch = alone or vectors.branching_pays(state.point.x)

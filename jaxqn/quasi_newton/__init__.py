@@ -1,7 +1,8 @@
 """Inverse-Hessian approximations as values: dense, in limited memory, or made of Hessians."""
 
 from jaxqn.quasi_newton.damping import damped
-from jaxqn.quasi_newton.dense import DenseState, dense, inverse_hessian
+from jaxqn.quasi_newton.dense import dense
+from jaxqn.quasi_newton.dense_state import DenseState, inverse_hessian
 from jaxqn.quasi_newton.lbfgs import lbfgs_memory
 from jaxqn.quasi_newton.lsr1 import lsr1_memory
 from jaxqn.quasi_newton.memory_state import MemoryState
@@ -12,12 +13,13 @@ from jaxqn.quasi_newton.noisy_pairs import (
     bounded_direction,
     same_batch_pair,
 )
-from jaxqn.quasi_newton.protocol import QuasiNewton, check_method, check_quasi_newton
+from jaxqn.quasi_newton.protocol import Face, QuasiNewton, check_method, check_quasi_newton
 from jaxqn.quasi_newton.stored_pairs import inverse_hessian_product, stored_pairs
 
 __all__ = [
     "METHODS",
     "DenseState",
+    "Face",
     "MemoryState",
     "QuasiNewton",
     "absorb_noisy_pair",

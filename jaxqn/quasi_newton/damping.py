@@ -89,4 +89,4 @@ def damped(qn: QuasiNewton, *, theta: float = 0.2) -> QuasiNewton:
         s = jax.lax.cond(moved, lambda: step(state, s, y, **options), lambda: s)
         return qn.advance(state, s, y, g, Hg, moved, **options)
 
-    return qn._replace(update=update, advance=advance)
+    return qn._replace(update=update, advance=advance, advance_on_face=None)

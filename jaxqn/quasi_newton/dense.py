@@ -5,7 +5,6 @@ full panel needs.
 """
 
 import functools
-from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -13,56 +12,11 @@ import jax.numpy as jnp
 from jaxqn._typing import Array
 from jaxqn.checks import check_count
 from jaxqn.formulas import Correction, Pair, Rule, correction_vectors, has_curvature, osbfgs_rule
-from jaxqn.linalg import HIGHEST, dot, inner, safe_divide
-from jaxqn.quasi_newton.protocol import QuasiNewton
+from jaxqn.linalg import dot, inner, safe_divide, update_if, vectors
+from jaxqn.quasi_newton.dense_state import DenseState, identity, panel_of
+from jaxqn.quasi_newton.protocol import Face, QuasiNewton
 
-__all__ = ["DenseState", "default_panel", "dense", "inverse_hessian"]
-
-
-class DenseState(NamedTuple):
-    """A dense H: a matrix, and beside it a panel of corrections until they are folded in.
-
-        H = identity_factor · I + matrix_factor · matrix + panel diag(weights) panelᵀ
-
-    Attributes:
-      matrix: shape ``(n, n)``; meaningless while its factor is 0.
-      base: ``identity_factor`` and ``matrix_factor``, shape ``(2,)``.
-      panel: correction vectors in columns, shape ``(n, 2 k)``; ``None`` for k = 0, where every
-        correction goes into the matrix at once.
-      weights: their weights, shape ``(2 k,)``; ``None`` likewise.
-      counts: ``absorbed``, ``refused`` and ``used``, int32, shape ``(3,)``.
-    """
-
-    matrix: Array
-    base: Array
-    panel: Array | None
-    weights: Array | None
-    counts: Array
-
-    @property
-    def identity_factor(self) -> Array:
-        """Factor of I in H, shape ``(...)``."""
-        return self.base[..., 0]
-
-    @property
-    def matrix_factor(self) -> Array:
-        """Factor of the matrix in H, shape ``(...)``."""
-        return self.base[..., 1]
-
-    @property
-    def absorbed(self) -> Array:
-        """Pairs absorbed since the start or the last reset, int32, shape ``(...)``."""
-        return self.counts[..., 0]
-
-    @property
-    def refused(self) -> Array:
-        """Pairs refused since the start, int32, shape ``(...)``."""
-        return self.counts[..., 1]
-
-    @property
-    def used(self) -> Array:
-        """Columns of the panel in use, int32, shape ``(...)``."""
-        return self.counts[..., 2]
+__all__ = ["default_panel", "dense"]
 
 
 def default_panel(n: int) -> int:
@@ -135,20 +89,36 @@ def dense(
         return absorb(state, Pair(s, y, w, ss, sy, yy, yw, sBs=unknown))[0]
 
     def advance(
-        state: DenseState, s: Array, y: Array, g: Array, Hg: Array, moved: Array
+        state: DenseState,
+        s: Array,
+        y: Array,
+        g: Array,
+        Hg: Array,
+        moved: Array,
+        face: Face | None = None,
     ) -> tuple[DenseState, Array]:
+        along = Hg
+        if face is not None:
+            s, y, along = (vectors.masked(face.free, v) for v in (s, y, Hg))
+            Hg = update_if(face.changed, Hg, lambda _: _apply(state, face.g), branch=_is_large(g))
         product = _product_if_moved(state, g, Hg, moved)
         w = product - Hg
         ss, sy, yy, yw, sg, gw, sHg, HgHg = inner(
-            (s, s), (y, s), (y, y), (y, w), (g, s), (g, w), (Hg, s), (Hg, Hg)
+            (s, s), (y, s), (y, y), (y, w), (g, s), (g, w), (along, s), (along, along)
         )
         sBs = _step_curvature(ss, sHg, HgHg, sg - sy)
-        state, gamma, c, (p, q) = absorb(state, Pair(s, y, w, ss, sy, yy, yw, sBs))
+        pair = Pair(s, y, w, ss, sy, yy, yw, sBs)
+        state, gamma, c, (p, q) = absorb(state, pair, face)
         gw, sg = (jnp.where(c.accepted, v, jnp.zeros_like(v)) for v in (gamma * gw, sg))
         correction = c.alpha * (sg - c.mu * gw) * p + c.beta * (gw - c.nu * sg) * q
         return state, gamma * c.scale * product + correction
 
-    return QuasiNewton(init, update, _apply, advance, _reset)
+    return QuasiNewton(init, update, _apply, advance, _reset, advance_on_face=advance)
+
+
+def _is_large(g: Array) -> bool:
+    """Whether a product with the matrix costs more than a branch that skips it."""
+    return g.size > 100
 
 
 def _apply(state: DenseState, g: Array) -> Array:
@@ -160,14 +130,9 @@ def _product_from(state: DenseState, g: Array, Mg: Array) -> Array:
     shift, scale = state.base
     Hg = shift * g + scale * Mg
     if state.panel is not None:
-        panel, weights = _panel(state)
+        panel, weights = panel_of(state)
         Hg += dot(panel, weights * dot(g, panel))
     return Hg
-
-
-def _panel(state: DenseState) -> tuple[Array, Array]:
-    """The panel and its weights, of a state that has them."""
-    return cast(Array, state.panel), cast(Array, state.weights)
 
 
 def _product_if_moved(state: DenseState, g: Array, Hg: Array, moved: Array) -> Array:
@@ -180,21 +145,37 @@ def _product_if_moved(state: DenseState, g: Array, Hg: Array, moved: Array) -> A
     return jnp.where(moved, _product_from(state, g, Mg), Hg)
 
 
-def _first_factor(scale_init: float, state: DenseState, pair: Pair) -> Array:
-    """The factor of the initial H = I before its first update (N&W, eq. 6.20)."""
+EARLY = 5
+"""Pairs of bent steps that may scale H. The size of H rests on few pairs until then."""
+
+
+def _first_factor(
+    scale_init: float, state: DenseState, pair: Pair, face: Face | None = None
+) -> Array:
+    """The factor of the initial H = I before its first update (N&W, eq. 6.20).
+
+    Where bounds bend the first steps, sᵀB s is unknown and no rule scales H: sᵀy/yᵀH y does, for
+    the first pairs, so that yᵀH y = sᵀy.
+    """
     one = jnp.ones_like(pair.sy)
     if not scale_init:
         return one
     first = (state.identity_factor == 1) & (state.matrix_factor == 0) & (state.absorbed == 0)
-    first &= has_curvature(pair.ss, pair.sy, pair.yy)
-    return jnp.where(first, scale_init * safe_divide(pair.sy, pair.yy, first), one)
+    curved = has_curvature(pair.ss, pair.sy, pair.yy)
+    first &= curved
+    gamma = jnp.where(first, scale_init * safe_divide(pair.sy, pair.yy, first), one)
+    if face is None:
+        return gamma
+    early = face.may_rescale & (state.absorbed < EARLY) & jnp.isnan(pair.sBs)
+    early &= ~first & curved & (pair.yw > 0)
+    return jnp.where(early, scale_init * safe_divide(pair.sy, pair.yw, early), gamma)
 
 
 def _absorb(
-    rule: Rule, scale_init: float, state: DenseState, pair: Pair
+    rule: Rule, scale_init: float, state: DenseState, pair: Pair, face: Face | None = None
 ) -> tuple[DenseState, Array, Correction, tuple[Array, Array]]:
     """Scale H by gamma, then correct it by a pair; also returns gamma, the correction, (p, q)."""
-    gamma = _first_factor(scale_init, state, pair)
+    gamma = _first_factor(scale_init, state, pair, face)
     pair = pair._replace(w=gamma * pair.w, yw=gamma * pair.yw, sBs=pair.sBs / gamma)
     c = rule(pair)
     tally = jnp.stack([c.accepted, ~c.accepted & (pair.ss > 0), jnp.zeros((), bool)])
@@ -236,14 +217,14 @@ def _write(state: DenseState, p: Array, q: Array, c: Correction) -> DenseState:
     shift, scale = jnp.where(c.accepted, state.base, written)
     correction = jnp.outer(c.alpha * p, p) + jnp.outer(c.beta * q, q)
     return state._replace(
-        matrix=scale * state.matrix + (correction + shift * _identity(state)),
+        matrix=scale * state.matrix + (correction + shift * identity(state)),
         base=jnp.where(c.accepted, written, state.base),
     )
 
 
 def _defer(state: DenseState, p: Array, q: Array, c: Correction) -> DenseState:
     """Put a correction into the panel, and fold the panel into the matrix once it is full."""
-    panel, weights = _panel(state)
+    panel, weights = panel_of(state)
     pair, new_weights, accepted = jnp.stack([p, q], 1), jnp.stack([c.alpha, c.beta]), c.accepted
     at = state.used
     corner = jnp.zeros_like(at), at
@@ -262,39 +243,11 @@ def _defer(state: DenseState, p: Array, q: Array, c: Correction) -> DenseState:
 def _fold(state: DenseState) -> DenseState:
     """Write the panel into the matrix."""
     shift, scale = state.base
-    panel, weights = _panel(state)
+    panel, weights = panel_of(state)
     correction = dot(weights[None] * panel, panel.T)
     return state._replace(
-        matrix=scale * state.matrix + (correction + shift * _identity(state)),
+        matrix=scale * state.matrix + (correction + shift * identity(state)),
         base=jnp.array([0, 1], state.base.dtype),
         weights=jnp.zeros_like(weights),
         counts=state.counts * jnp.array([1, 1, 0], jnp.int32),
     )
-
-
-def with_inverse(state: DenseState, inverse: Array, usable: Array, corrected: Array) -> DenseState:
-    """The state, which has no panel, with H = ``inverse`` where that is ``usable``, else H = I.
-
-    An inverse that had to be ``corrected`` counts as a pair refused, any other as one absorbed.
-    """
-    tally = jnp.stack([~corrected, corrected, jnp.zeros((), bool)])
-    return state._replace(
-        matrix=inverse,
-        base=jnp.stack([~usable, usable]).astype(state.base.dtype),
-        counts=state.counts + tally.astype(jnp.int32),
-    )
-
-
-def inverse_hessian(state: DenseState) -> Array:
-    """The matrix H of a dense state, symmetric, shape ``(..., n, n)``, for any batch axes."""
-    shift, scale = state.identity_factor[..., None, None], state.matrix_factor[..., None, None]
-    H = shift * _identity(state) + scale * state.matrix
-    if state.panel is not None:
-        panel, weights = _panel(state)
-        H += jnp.einsum("...k,...ik,...jk->...ij", weights, panel, panel, precision=HIGHEST)
-    return 0.5 * (H + jnp.swapaxes(H, -1, -2))
-
-
-def _identity(state: DenseState) -> Array:
-    identity = jnp.eye(state.matrix.shape[-1], dtype=state.matrix.dtype)
-    return jnp.broadcast_to(identity, state.matrix.shape)

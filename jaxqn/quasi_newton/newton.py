@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jaxqn._typing import Array
 from jaxqn.formulas import SpectralCorrection, check_choices, spectral_correction
 from jaxqn.linalg import dot, eps, power_of_two
-from jaxqn.quasi_newton.dense import DenseState, dense, with_inverse
+from jaxqn.quasi_newton.dense import dense
+from jaxqn.quasi_newton.dense_state import DenseState, with_inverse
 from jaxqn.quasi_newton.protocol import QuasiNewton
 
 __all__ = ["corrected_newton"]

@@ -10,7 +10,23 @@ from typing import Any, Literal, NamedTuple
 from jaxqn._typing import Array, ArrayTree
 from jaxqn.checks import described
 
-__all__ = ["QuasiNewton", "check_method", "check_quasi_newton"]
+__all__ = ["Face", "QuasiNewton", "check_method", "check_quasi_newton"]
+
+
+class Face(NamedTuple):
+    """The variables that may move from a new point; bounds hold the others.
+
+    Attributes:
+      free: masks of them, like the parameters.
+      changed: whether others could move at the point before, shape ``()``.
+      g: the gradient at the point before, over the variables that may move now.
+      may_rescale: whether the method may scale its initial H.
+    """
+
+    free: ArrayTree
+    changed: Array
+    g: ArrayTree
+    may_rescale: Array
 
 
 class QuasiNewton(NamedTuple):
@@ -32,6 +48,10 @@ class QuasiNewton(NamedTuple):
       renew: ``(state, s, y, second) -> (state, v)``, instead of ``advance`` for a method that needs
         something: H made from the pair and from what it needs at the new point, and a direction of
         curvature vᵀB v = −1, or 0; else ``None``.
+      advance_on_face: ``(state, s, y, g, Hg, moved, face) -> (state, H₊ g)``, which is ``advance``
+        where bounds hold some variables: s and y are over all of them, g over those that may move,
+        and Hg is the product of H with the gradient before over those that could move then. A
+        method without it takes no bounds, unless it has ``renew``.
     """
 
     init: Callable[..., Any]
@@ -42,6 +62,7 @@ class QuasiNewton(NamedTuple):
     dense: bool = True
     needs: Literal["nothing", "hessian"] = "nothing"
     renew: Callable[[Any, ArrayTree, ArrayTree, Any], Any] | None = None
+    advance_on_face: Callable[..., tuple[Any, Array]] | None = None
 
 
 def check_quasi_newton(qn: Any) -> None:
@@ -50,10 +71,15 @@ def check_quasi_newton(qn: Any) -> None:
         raise TypeError(f"qn must be a QuasiNewton such as jaxqn.lbfgs_memory(), not {qn!r}")
 
 
-def check_method(method: Any) -> None:
-    """Raise unless ``method``, the option of a driver, is a :class:`QuasiNewton`."""
+def check_method(method: Any, *, bounded: bool = False) -> None:
+    """Raise unless ``method``, the option of a driver, is a :class:`QuasiNewton` fit for bounds."""
     if not isinstance(method, QuasiNewton):
         raise TypeError(
             "method must be a name or a jaxqn.QuasiNewton such as jaxqn.dense(), but it is "
             f"{described(method)}"
+        )
+    if bounded and method.advance_on_face is None and method.renew is None:
+        raise TypeError(
+            "this method takes no bounds, because it has no advance_on_face (jaxqn.lsr1_memory "
+            "and jaxqn.damped are such): take one by name, jaxqn.dense() or jaxqn.lbfgs_memory()"
         )

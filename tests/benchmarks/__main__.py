@@ -3,6 +3,7 @@
 Workloads, each printing jaxqn and every installed peer side by side:
 
   cutest      solving power on CUTEst problems, scored from traces
+  bounded     the same on CUTEst problems with bounds
   applied     the same on models of statistics, engineering and physics
   rosenbrock  evaluations of every method on 2-D Rosenbrock
   dense       time per iteration over one read of the n-by-n matrix
@@ -40,6 +41,7 @@ import time
 WORKLOADS = (
     "rosenbrock",
     "cutest",
+    "bounded",
     "applied",
     "dense",
     "limited",

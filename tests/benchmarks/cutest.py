@@ -47,6 +47,9 @@ QUICK = [
 ]
 
 
+QUICK_BOUNDED = ["BIGGS3", "BQPGASIM", "HATFLDC", "HS38", "HS3MOD", "PALMER4", "TORSION1"]
+
+
 def add_arguments(parser):
     group = parser.add_argument_group("cutest")
     group.add_argument("--problems", help="comma-separated problem ids")
@@ -88,7 +91,8 @@ def load(entry: dict):
     """Loads one problem.
 
     Returns:
-      ``(fun, x0)`` on flat vectors; `fun` closes over the problem's data.
+      ``(fun, x0, bounds)`` on flat vectors; `fun` closes over the problem's
+      data. `bounds` is None where there are none.
     """
     cls = getattr(_import_alone(entry["module"]), entry["cls"])
     read_only = {
@@ -109,7 +113,10 @@ def load(entry: dict):
     def fun(x):
         return jnp.asarray(problem.objective(unravel(x), args), x.dtype)
 
-    return fun, x0
+    if entry["kind"] != "bounded":
+        return fun, x0, None
+    bounds = tuple(ravel_pytree(side)[0].astype(x0.dtype) for side in problem.bounds)
+    return fun, jnp.clip(x0, *bounds), bounds
 
 
 def check_start(entry: dict, fun, x0) -> str:
@@ -123,12 +130,13 @@ def check_start(entry: dict, fun, x0) -> str:
     return ""
 
 
-def run_one(solver, fun, x0, gtol) -> dict:
+def run_one(solver, fun, x0, gtol, bounds=None) -> dict:
     """Runs one solver on one problem and returns its trace."""
-    recorder = recording.Recorder(BUDGET, SECONDS)
+    box = None if bounds is None else tuple(map(np.asarray, bounds))
+    recorder = recording.Recorder(BUDGET, SECONDS, bounds=box)
     # jaxqn is told the budget and ends by itself; the recorder stops the rest.
     limit = BUDGET if solver.ours else None
-    options = Options(gtol=gtol, maxfun=limit)
+    options = Options(gtol=gtol, maxfun=limit, bounds=bounds)
     solve = solver.make(recording.watched(fun, recorder), options)
     started = time.perf_counter()
     outcome = recording.run_recorded(jax.jit(solve) if solver.compiled else solve, recorder, x0)
@@ -139,6 +147,7 @@ def run_one(solver, fun, x0, gtol) -> dict:
     return {
         "evaluations": recorder.evaluations,
         "improvements": recorder.improvements,
+        "outside": recorder.outside,
         "ended": ended,
         "nfev": None if outcome is None else int(outcome.nfev),
         "nit": None if outcome is None else int(outcome.nit),
@@ -146,16 +155,16 @@ def run_one(solver, fun, x0, gtol) -> dict:
     }
 
 
-def choose(options) -> list[dict]:
+def choose(options, kind: str = "unconstrained") -> list[dict]:
     """The problems asked for."""
-    problems = [p for p in read_problems() if p["kind"] == "unconstrained"]
+    problems = [p for p in read_problems() if p["kind"] == kind]
     if options.problems:
         wanted = options.problems.split(",")
         for name in set(wanted) - {p["id"] for p in problems}:
-            print(f"skipped: {name} (not an unconstrained problem of the list)")
+            print(f"skipped: {name} (not among the {kind} problems)")
         return [p for p in problems if p["id"] in wanted]
     if options.quick:
-        return [p for p in problems if p["id"] in QUICK]
+        return [p for p in problems if p["id"] in QUICK + QUICK_BOUNDED]
     return [p for p in problems if p["n"] <= options.max_n]
 
 
@@ -181,18 +190,22 @@ def main(options) -> dict:
         return {}
     # float32 runs: some problems ask for float64 constants
     warnings.filterwarnings("ignore", message="Explicitly requested dtype")
-    solvers = peers.available(options.solvers)
-    problems = choose(options)
+    return run_all(options, "unconstrained", peers.available(options.solvers))
+
+
+def run_all(options, kind: str, solvers: list) -> dict:
+    """Runs solvers on the problems of one kind and prints the tables."""
+    problems = choose(options, kind)
     runs: dict[str, dict] = {s.name: {} for s in solvers}
     for entry in problems if solvers else ():
-        fun, x0 = load(entry)
+        fun, x0, bounds = load(entry)
         wrong = check_start(entry, fun, x0)
         if wrong:
             raise ValueError(wrong)
         counts = []
         for solver in solvers:
             gtol = options.gtol if solver.ours else PEER_GTOL[options.dtype]
-            trace = run_one(solver, fun, x0, gtol)
+            trace = run_one(solver, fun, x0, gtol, bounds)
             runs[solver.name][entry["id"]] = trace
             k = scores.evaluations_to_solve(trace, entry, 1e-5)
             counts.append(f"{solver.name} {'-' if np.isinf(k) else int(k)}")
@@ -207,7 +220,7 @@ def main(options) -> dict:
     for several, title in ((False, "one minimum"), (True, "several minima")):
         chosen = [p for p in problems if p["several_minima"] == several]
         if chosen and runs:
-            scores.print_table(runs, chosen, f"CUTEst, {title}, {options.dtype}")
+            scores.print_table(runs, chosen, f"CUTEst, {kind}, {title}, {options.dtype}")
             if options.unsolved:
                 scores.print_unsolved(runs, chosen)
     return {"dtype": options.dtype, "budget": BUDGET, "runs": runs}

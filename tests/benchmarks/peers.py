@@ -58,6 +58,10 @@ def _scipy(method: str):
 
         value_and_grad = jax.jit(jax.value_and_grad(fun))
         settings = _given(gtol=options.gtol, maxiter=options.maxiter or UNLIMITED)
+        if method == "TNC":
+            settings = _given(gtol=options.gtol, maxfun=options.maxfun or UNLIMITED)
+            if options.gtol is not None:
+                settings |= {"ftol": 0.0, "xtol": 0.0}
         if method == "L-BFGS-B":
             settings |= {"maxcor": 10, "maxfun": options.maxfun or UNLIMITED}
             if options.gtol is not None:
@@ -72,7 +76,8 @@ def _scipy(method: str):
 
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                r = minimize(on_host, x0, jac=True, method=method, options=settings)
+                bounds = options.bounds and list(zip(*map(np.asarray, options.bounds), strict=True))
+                r = minimize(on_host, x0, jac=True, method=method, options=settings, bounds=bounds)
             return Outcome(r.x, r.fun, r.nit, r.nfev, r.success, r.status)
 
         return solve
@@ -186,7 +191,8 @@ def _jaxopt(name: str):
         )
 
         def solve(x0, *args):
-            x, state = solver.run(x0, *args)
+            bounds = () if options.bounds is None else (options.bounds,)
+            x, state = solver.run(x0, *bounds, *args)
             success = state.error <= solver.tol
             return Outcome(x, state.value, state.iter_num, state.num_fun_eval, success)
 
@@ -221,6 +227,14 @@ PEERS = (
 )
 
 
+BOUNDED = (
+    Solver("scipy-lbfgsb", "scipy", False, _scipy("L-BFGS-B")),
+    Solver("scipy-tnc", "scipy", False, _scipy("TNC")),
+    Solver("jaxopt-lbfgsb", "jaxopt", True, _jaxopt("LBFGSB")),
+)
+"""The peers that take bounds."""
+
+
 def _importable(module: str) -> bool:
     if module == PORT:
         return PORT in os.environ
@@ -245,18 +259,19 @@ def our_solvers() -> tuple[Solver, ...]:
     return tuple(Solver(f"jaxqn-{n}", "jaxqn", True, _jaxqn(n)) for n in names)
 
 
-def available(names: Sequence[str] | None = None) -> list[Solver]:
+def available(names: Sequence[str] | None = None, peers: Sequence[Solver] = PEERS) -> list[Solver]:
     """The solvers asked for that can be imported; the others are printed.
 
     Args:
       names: solver names; ``"peers"`` and ``"jaxqn"`` stand for all of a kind,
         None for everything.
+      peers: those there are.
     """
     ours = our_solvers()
     if not ours and (names is None or any(n.startswith("jaxqn") for n in names)):
         print("skipped: jaxqn (not importable)")
-    table = {s.name: s for s in (*ours, *PEERS)}
-    groups = {"jaxqn": [s.name for s in ours], "peers": [s.name for s in PEERS]}
+    table = {s.name: s for s in (*ours, *peers)}
+    groups = {"jaxqn": [s.name for s in ours], "peers": [s.name for s in peers]}
     wanted = []
     for name in names or ("jaxqn", "peers"):
         wanted += groups.get(name, [name])

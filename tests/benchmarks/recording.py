@@ -34,11 +34,14 @@ class Recorder:
       best_x: the point of the last improvement.
       snapshots: best point after the evaluation counts in `at`, by count.
       times: seconds since the first call at each count in `at`.
+      outside: evaluations outside of the bounds, by however little. One by more
+        than 1e-10 is no improvement.
       spent: whether the budget ended the run: "", "evaluations" or "time".
     """
 
-    def __init__(self, budget: int, seconds: float = np.inf, at: tuple[int, ...] = ()):
-        self.budget, self.seconds, self.at = budget, seconds, at
+    def __init__(self, budget: int, seconds: float = np.inf, at: tuple[int, ...] = (), bounds=None):
+        self.budget, self.seconds, self.at, self.bounds = budget, seconds, at, bounds
+        self.outside = 0
         self.evaluations, self.improvements = 0, []
         self.best_x, self.snapshots, self.times = None, {}, {}
         self.spent = ""
@@ -59,12 +62,25 @@ class Recorder:
             self._stop("time")
         self._last, self._paired = x.copy(), False
         self.evaluations += 1
-        if np.isfinite(f) and (not self.improvements or f < self.improvements[-1][1]):
+        if (
+            np.isfinite(f)
+            and not self._misses(x)
+            and (not self.improvements or f < self.improvements[-1][1])
+        ):
             self.improvements.append([self.evaluations, f])
             self.best_x = self._last
         if self.evaluations in self.at:
             self.snapshots[self.evaluations] = self.best_x
             self.times[self.evaluations] = now - self._started
+
+    def _misses(self, x) -> bool:
+        """Counts a point outside of the bounds; whether it is far outside."""
+        if self.bounds is None:
+            return False
+        lower, upper = self.bounds
+        by = np.maximum(lower - x, x - upper)
+        self.outside += bool(np.any(by > 0))
+        return bool(np.any(by > 1e-10 * (1 + np.abs(x))))
 
     def _busy(self) -> float:
         """Processor seconds since the first call: a busy machine stops nobody."""

@@ -14,11 +14,13 @@ class Options(NamedTuple):
         as their relative and absolute tolerance on the step and the value.
       maxiter: largest number of iterations.
       maxfun: largest number of evaluations, honoured by those that can.
+      bounds: ``(lower, upper)``, arrays like x; for the bounded solvers only.
     """
 
     gtol: float | None = None
     maxiter: int | None = None
     maxfun: int | None = None
+    bounds: tuple[Any, Any] | None = None
 
 
 class Outcome(NamedTuple):

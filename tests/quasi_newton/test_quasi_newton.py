@@ -12,7 +12,7 @@ import pytest
 import jaxqn
 from jaxqn.drivers import minimize
 from jaxqn.formulas import updates
-from jaxqn.quasi_newton.dense import dense, inverse_hessian
+from jaxqn.quasi_newton import dense, inverse_hessian
 from jaxqn.quasi_newton.methods import METHODS
 
 N, PUSHES = 8, 20

@@ -13,7 +13,7 @@ from jax.flatten_util import ravel_pytree
 from problems import quartic
 
 from jaxqn.formulas.rules import bfgs_rule
-from jaxqn.quasi_newton.dense import dense, inverse_hessian
+from jaxqn.quasi_newton import dense, inverse_hessian
 from jaxqn.transforms import (
     scale_by_linesearch,
     scale_by_quasi_newton,

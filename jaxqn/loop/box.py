@@ -1,0 +1,201 @@
+"""A box l ≤ x ≤ u, and the path in it that bends at bounds: two-metric projection.
+
+    x(alpha) = P(x − alpha d),    P(v) = min(max(v, l), u),    d = H_FF g_F.
+
+F are the variables that may move: a variable at its bound whose gradient pushes it out stays there.
+Everything is a mask, entry by entry; no list of indices, no sort, no solve. Once the set of bounds
+that hold has settled, this is the method without bounds on the face of the box.
+
+Why it converges: g_F is the gradient on the face and H_FF is positive definite. A variable at a
+bound that d pushes out has g ≤ 0 inwards, so that holding it takes away ascent only, and the path
+starts downhill.
+
+References:
+  Bertsekas, SIAM J. Control Optim. 20 (1982), for masks that keep H diagonal with respect to the
+  bounds that hold; Kim, Sra & Dhillon, SIAM J. Sci. Comput. 32 (2010), for quasi-Newton matrices.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxqn._typing import Array, ArrayTree
+from jaxqn.linalg import eps, vectors
+from jaxqn.linesearch import Bend
+from jaxqn.loop.path import Path
+from jaxqn.loop.state import Point
+from jaxqn.loop.units import from_scaled, gradient_from_scaled, to_scaled
+from jaxqn.quasi_newton import Face
+
+__all__ = ["BentPlan", "Box", "active", "bent", "inside", "scaled_box"]
+
+
+class Box(NamedTuple):
+    """Bounds, each like the parameters, with infinities where there are none."""
+
+    lower: ArrayTree
+    upper: ArrayTree
+
+
+class BentPlan(NamedTuple):
+    """What a path that bends is made from.
+
+    Attributes:
+      Hg: the product of H with the restricted gradient, over all variables: the next H y is the
+        difference of two such products.
+      d: the same over the variables that may move.
+    """
+
+    Hg: ArrayTree
+    d: ArrayTree
+
+
+@jax.custom_jvp
+def inside(x: ArrayTree, box: Box) -> ArrayTree:
+    """P(x). Derivatives pass through: at a bound they are those of the objective."""
+    return jax.tree.map(jnp.clip, x, box.lower, box.upper)
+
+
+@inside.defjvp
+def _inside_jvp(primals: Any, tangents: Any) -> Any:
+    return inside(*primals), tangents[0]
+
+
+def active(x: ArrayTree, g: ArrayTree, box: Box) -> ArrayTree:
+    """Which bound holds: −1 the lower, 1 the upper, 0 none; int32, like the parameters.
+
+    Where both are equal, the gradient says which.
+    """
+
+    def of_leaf(x: Array, g: Array, low: Array, up: Array) -> Array:
+        below, above = x <= low, x >= up
+        lower = below & (~above | ~(g < 0))
+        return jnp.where(lower, -1, jnp.where(above, 1, 0)).astype(jnp.int32)
+
+    return jax.tree.map(of_leaf, x, g, box.lower, box.upper)
+
+
+def _admit(box: Box, trial: Point) -> Point:
+    """The trial, with the largest number for an infinite slope that a bound holds, as of √x."""
+
+    def of_leaf(x: Array, g: Array, low: Array, up: Array) -> Array:
+        held = ((x <= low) & (g > 0)) | ((x >= up) & (g < 0))
+        most = jnp.finfo(g.dtype).max
+        return jnp.where(held, jnp.clip(g, -most, most), g)
+
+    return trial._replace(g=jax.tree.map(of_leaf, trial.x, trial.g, box.lower, box.upper))
+
+
+def bent(box: Box) -> Path:
+    """The path P(x − alpha d), over parameters in the units of ``box``."""
+    return Path(
+        at=functools.partial(_at, box),
+        admit=functools.partial(_admit, box),
+        tangent=functools.partial(_tangent, box),
+        restrict=lambda point, v: vectors.masked(_free(box, point), v),
+        stationarity=functools.partial(_stationarity, box),
+        bend=functools.partial(_bend, box),
+        face=functools.partial(_face, box),
+        aim=functools.partial(_aim, box),
+        join=BentPlan,
+        product=lambda plan: plan.Hg,
+    )
+
+
+def _at(box: Box, x: ArrayTree, alpha: Array, plan: BentPlan) -> ArrayTree:
+    """P(x − alpha d); next to a bound it is that bound, since x + (u − x) need not be u."""
+
+    def of_leaf(x: Array, d: Array, low: Array, up: Array) -> Array:
+        z = x - alpha.astype(x.dtype) * d
+        rounding = 4 * eps(x.dtype) * jnp.maximum(jnp.abs(x), jnp.abs(z))
+        z = jnp.where(z - low <= rounding, low, z)
+        return jnp.where(up - z <= rounding, up, z)
+
+    return jax.tree.map(of_leaf, x, plan.d, box.lower, box.upper)
+
+
+def _free(box: Box, point: Point) -> ArrayTree:
+    """Masks of the variables that may move: F."""
+
+    def of_leaf(x: Array, g: Array, low: Array, up: Array) -> Array:
+        return ~(((x <= low) & (g >= 0)) | ((x >= up) & (g <= 0)) | (low >= up))
+
+    return jax.tree.map(of_leaf, point.x, point.g, box.lower, box.upper)
+
+
+def _held(box: Box, x: ArrayTree, d: ArrayTree) -> ArrayTree:
+    """Masks of the variables at a bound that −d pushes out."""
+
+    def of_leaf(x: Array, d: Array, low: Array, up: Array) -> Array:
+        return ((x <= low) & (d > 0)) | ((x >= up) & (d < 0))
+
+    return jax.tree.map(of_leaf, x, d, box.lower, box.upper)
+
+
+def _tangent(box: Box, trial: Point, plan: BentPlan) -> ArrayTree:
+    return _without(_held(box, trial.x, plan.d), plan.d)
+
+
+def _without(held: ArrayTree, d: ArrayTree) -> ArrayTree:
+    return jax.tree.map(lambda held, d: jnp.where(held, 0, d), held, d)
+
+
+def _aim(box: Box, point: Point, Hg: ArrayTree) -> ArrayTree:
+    """The part of H g that moves something."""
+    d = vectors.masked(_free(box, point), Hg)
+    return _without(_held(box, point.x, d), d)
+
+
+def _stationarity(box: Box, point: Point, x_scale: Any, g_scale: Array) -> ArrayTree:
+    """P(x − g) − x, written so that rounding of x takes nothing from g."""
+
+    def of_leaf(g: Array, room_below: Array, room_above: Array) -> Array:
+        scale = g_scale.astype(g.dtype)
+        return jnp.clip(scale * g, room_above, room_below) / scale
+
+    below, above = (
+        from_scaled(jax.tree.map(jnp.subtract, point.x, bound), x_scale) for bound in box
+    )
+    return jax.tree.map(of_leaf, gradient_from_scaled(point.g, x_scale), below, above)
+
+
+def _bend(
+    box: Box, x: ArrayTree, trial: Point, plan: BentPlan, promised: Callable[[], Array]
+) -> Bend:
+    def arrives(x: Array, held: Array, low: Array, up: Array) -> Array:
+        return jnp.any(held & (x > low) & (x < up))
+
+    held = _held(box, trial.x, plan.d)
+    clips = [*jax.tree.leaves(jax.tree.map(arrives, x, held, *box))]
+
+    def bends(x: Array, d: Array, low: Array, up: Array) -> Array:
+        """The step length at which each variable meets its bound."""
+        room = jnp.where(d > 0, x - low, x - up)
+        return jnp.where(d == 0, jnp.inf, room / jnp.where(d == 0, 1, d))
+
+    def landed(lo: Array, alpha: Array) -> Array:
+        first = lo * (1 + 4 * eps(lo.dtype))
+
+        def between(t: Array) -> Array:
+            return jnp.where((t > first.astype(t.dtype)) & (t <= alpha.astype(t.dtype)), t, 0)
+
+        last = vectors.inf_norm(jax.tree.map(between, jax.tree.map(bends, x, plan.d, *box)))
+        last = last.astype(alpha.dtype)
+        return jnp.where((alpha > lo) & (last > lo + 0.1 * (alpha - lo)), last, alpha)
+
+    return Bend(promised(), functools.reduce(jnp.logical_or, clips), landed)
+
+
+def _face(box: Box, point: Point, new: Point, may_rescale: Array) -> Face:
+    before, free = _free(box, point), _free(box, new)
+    differ = [jnp.any(a != b) for a, b in zip(*map(jax.tree.leaves, (before, free)), strict=True)]
+    changed = functools.reduce(jnp.logical_or, differ)
+    return Face(free, changed, vectors.masked(free, point.g), may_rescale)
+
+
+def scaled_box(box: Box, x_scale: Any) -> Box:
+    """The box of z = x / x_scale."""
+    return Box(*(to_scaled(bound, x_scale) for bound in box))
