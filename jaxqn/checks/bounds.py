@@ -53,7 +53,7 @@ def check_bounds(
     return lower, upper
 
 
-def _two_sides(bounds: Any, x0: ArrayTree) -> tuple[Any, Any]:
+def _two_sides(bounds: Any, x0: ArrayTree) -> tuple[Any, ...]:
     """The lower and the upper side, from any of the forms."""
     if hasattr(bounds, "lb") and hasattr(bounds, "ub"):  # scipy.optimize.Bounds
         sides = [np.asarray(side, float) for side in (bounds.lb, bounds.ub)]
@@ -71,15 +71,32 @@ def _two_sides(bounds: Any, x0: ArrayTree) -> tuple[Any, Any]:
         length = f" of {len(bounds)}" if is_sequence else ""
         raise TypeError(f"{FORMS}; but it is {described(bounds)}{length}")
     lower, upper = bounds
-    return lower, upper
+    if not flat:
+        return lower, upper
+    in_lists = [isinstance(side, tuple | list) for side in bounds]
+    if all(in_lists) and jnp.shape(x0) == (2,) and len(lower) == len(upper) == 2:
+        raise ValueError(
+            f"bounds={bounds!r} may be two sides or two pairs: give the sides as arrays, "
+            "(np.array(lower), np.array(upper)), or the pairs in a list"
+        )
+    frees = (-np.inf, np.inf)
+    return tuple(
+        _array(side, free) if is_list else side
+        for side, is_list, free in zip(bounds, in_lists, frees, strict=True)
+    )
 
 
 def _column(pairs: Any, side: int, free: float) -> Any:
     """One side of a list of pairs, as an array."""
-    entries = [free if pair[side] is None else pair[side] for pair in pairs]
+    return _array([pair[side] for pair in pairs], free)
+
+
+def _array(entries: Any, free: float) -> Any:
+    """Numbers in a list, as an array; ``None`` is free."""
+    entries = [free if entry is None else entry for entry in entries]
     for i, entry in enumerate(entries):
         if isinstance(entry, bool | str | bytes) or len(jnp.shape(entry)) != 0:
-            raise TypeError(f"bounds[{i}] holds {entry!r}, where a number or None is expected")
+            raise TypeError(f"entry {i} of bounds is {entry!r}, where a number or None is expected")
     return jnp.stack(entries) if is_traced(entries) else np.array(entries, float)
 
 

@@ -1,7 +1,7 @@
 """The one loop: what a run carries, a trip through it, and when it ends."""
 
-from jaxqn.loop.box import Box, active, inside
-from jaxqn.loop.path import Path
+from jaxqn.loop.box import Box, active, bent, inside
+from jaxqn.loop.path import Path, straight
 from jaxqn.loop.problem import (
     DEFAULTS,
     MinimizeOptions,
@@ -12,7 +12,7 @@ from jaxqn.loop.problem import (
     tolerances,
 )
 from jaxqn.loop.protocol import Method
-from jaxqn.loop.state import LoopState, Scales, Tally
+from jaxqn.loop.state import LoopState, Point, Scales, Tally
 from jaxqn.loop.status import MESSAGES, Status, succeeded
 from jaxqn.loop.termination import Tolerances
 from jaxqn.loop.trip import lowest_point, run, trip
@@ -26,12 +26,14 @@ __all__ = [
     "Method",
     "MinimizeOptions",
     "Path",
+    "Point",
     "Problem",
     "Scales",
     "Status",
     "Tally",
     "Tolerances",
     "active",
+    "bent",
     "box_of",
     "completed",
     "from_scaled",
@@ -41,6 +43,7 @@ __all__ = [
     "lowest_point",
     "problem_of",
     "run",
+    "straight",
     "succeeded",
     "tolerances",
     "trip",

@@ -3,8 +3,9 @@
     x(alpha) = P(x − alpha d),    P(v) = min(max(v, l), u),    d = H_FF g_F.
 
 F are the variables that may move: a variable at its bound whose gradient pushes it out stays there.
-Everything is a mask, entry by entry; no list of indices, no sort, no solve. Once the set of bounds
-that hold has settled, this is the method without bounds on the face of the box.
+Everything is a mask, entry by entry; no list of indices, no sort, no solve. H learns from pairs
+over the variables that may move at the new point. Once the set of bounds that hold has settled,
+this is the method without bounds on the face of the box.
 
 Why it converges: g_F is the gradient on the face and H_FF is positive definite. A variable at a
 bound that d pushes out has g ≤ 0 inwards, so that holding it takes away ascent only, and the path
@@ -27,10 +28,10 @@ from jaxqn.linalg import eps, vectors
 from jaxqn.linesearch import Bend
 from jaxqn.loop.path import Path
 from jaxqn.loop.state import Point
-from jaxqn.loop.units import from_scaled, gradient_from_scaled, to_scaled
+from jaxqn.loop.units import from_scaled, gradient_from_scaled
 from jaxqn.quasi_newton import Face
 
-__all__ = ["BentPlan", "Box", "active", "bent", "inside", "scaled_box"]
+__all__ = ["BentPlan", "Box", "active", "bent", "finite_multipliers", "inside"]
 
 
 class Box(NamedTuple):
@@ -78,7 +79,7 @@ def active(x: ArrayTree, g: ArrayTree, box: Box) -> ArrayTree:
     return jax.tree.map(of_leaf, x, g, box.lower, box.upper)
 
 
-def _admit(box: Box, trial: Point) -> Point:
+def finite_multipliers(trial: Point, box: Box) -> Point:
     """The trial, with the largest number for an infinite slope that a bound holds, as of √x."""
 
     def of_leaf(x: Array, g: Array, low: Array, up: Array) -> Array:
@@ -93,10 +94,10 @@ def bent(box: Box) -> Path:
     """The path P(x − alpha d), over parameters in the units of ``box``."""
     return Path(
         at=functools.partial(_at, box),
-        admit=functools.partial(_admit, box),
         tangent=functools.partial(_tangent, box),
         restrict=lambda point, v: vectors.masked(_free(box, point), v),
         stationarity=functools.partial(_stationarity, box),
+        endless=functools.partial(_endless, box),
         bend=functools.partial(_bend, box),
         face=functools.partial(_face, box),
         aim=functools.partial(_aim, box),
@@ -162,6 +163,14 @@ def _stationarity(box: Box, point: Point, x_scale: Any, g_scale: Array) -> Array
     return jax.tree.map(of_leaf, gradient_from_scaled(point.g, x_scale), below, above)
 
 
+def _endless(box: Box, plan: BentPlan) -> Array:
+    def of_leaf(d: Array, low: Array, up: Array) -> Array:
+        return jnp.any(((d > 0) & jnp.isneginf(low)) | ((d < 0) & jnp.isposinf(up)))
+
+    leaves = jax.tree.leaves(jax.tree.map(of_leaf, plan.d, box.lower, box.upper))
+    return functools.reduce(jnp.logical_or, leaves)
+
+
 def _bend(
     box: Box, x: ArrayTree, trial: Point, plan: BentPlan, promised: Callable[[], Array]
 ) -> Bend:
@@ -194,8 +203,3 @@ def _face(box: Box, point: Point, new: Point, may_rescale: Array) -> Face:
     differ = [jnp.any(a != b) for a, b in zip(*map(jax.tree.leaves, (before, free)), strict=True)]
     changed = functools.reduce(jnp.logical_or, differ)
     return Face(free, changed, vectors.masked(free, point.g), may_rescale)
-
-
-def scaled_box(box: Box, x_scale: Any) -> Box:
-    """The box of z = x / x_scale."""
-    return Box(*(to_scaled(bound, x_scale) for bound in box))

@@ -47,6 +47,7 @@ def correct(
             approx, Hg = qn.advance(state.approx, s, y, g, Hg, moved)
         else:
             assert qn.advance_on_face is not None  # a front door has checked
+            s, y = (vectors.masked(face.free, v) for v in (s, y))
             approx, Hg = qn.advance_on_face(state.approx, s, y, g, Hg, moved, face)
         return Corrected(approx, Hg, None, None)
 

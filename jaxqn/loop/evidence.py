@@ -181,7 +181,7 @@ def assess_model(
         settled=quiet | ends | (now.jac_norm <= tol.gtol),
         at_minimum=ends,
         doubts_values=judged.failed & (now.noise > 2 * run.now.noise) & ~quiet & ~ends,
-        unbounded=falls & ~run.first,
+        unbounded=falls & ~run.first & run.path.endless(state.plan),
     )
     return curvature, now, prospects
 

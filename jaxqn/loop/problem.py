@@ -24,7 +24,7 @@ from jaxqn.checks import (
 )
 from jaxqn.linalg import packing, power_of_two, unpacked, vectors
 from jaxqn.linesearch import LineSearch, check_linesearch, wolfe
-from jaxqn.loop.box import Box, bent, inside, scaled_box
+from jaxqn.loop.box import Box, bent, finite_multipliers, inside
 from jaxqn.loop.line import line
 from jaxqn.loop.path import Path, straight
 from jaxqn.loop.protocol import Method
@@ -109,24 +109,23 @@ class Problem(NamedTuple):
     has_aux: bool
     bounded: bool
 
-    def vector(
-        self, x: ArrayTree, box: Box | None = None
-    ) -> tuple[ArrayTree, Callable[[ArrayTree], ArrayTree]]:
-        """``x`` as the method wants it, flat or in large pieces, and the way back into the box."""
+    def vector(self, x: ArrayTree) -> tuple[ArrayTree, Callable[[ArrayTree], ArrayTree]]:
+        """``x`` as the method wants it, flat or in large pieces, and the way back."""
         if self.method.qn.dense:
-            v, back = jax.flatten_util.ravel_pytree(x)
-        else:
-            v, back = packing(x)(x), lambda v: unpacked(v, x)
+            return jax.flatten_util.ravel_pytree(x)
+        return packing(x)(x), lambda v: unpacked(v, x)
+
+    def box_of_vectors(self, box: Box | None, x_scale: Any) -> Box | None:
+        """The box over z."""
         if box is None:
-            return v, back
-        # In the box to the last bit, also where a bound over a unit leaves the range of the dtype.
-        return v, lambda v: inside(back(v), box)
+            return None
+        lower, upper = (to_scaled(self.vector(bound)[0], x_scale) for bound in box)
+        return Box(lower, upper)
 
     def path(self, box: Box | None, x_scale: Any) -> Path:
         """How steps over z become points: straight, or in the box."""
-        if box is None:
-            return straight
-        return bent(scaled_box(Box(*(self.vector(bound)[0] for bound in box)), x_scale))
+        box = self.box_of_vectors(box, x_scale)
+        return straight if box is None else bent(box)
 
     def starts(self, options: MinimizeOptions, x0: ArrayTree) -> tuple[Any, Any]:
         """The options ``hess_inv0`` and ``x_scale``, checked for this method and ``x0``."""
@@ -168,20 +167,25 @@ class Problem(NamedTuple):
         self, x0: ArrayTree, args: Any, box: Box | None, x_scale: Any
     ) -> tuple[Evaluate, Second, Path]:
         """``(z, g_scale) -> Point``, its gradient over g_scale; ``z -> Hessian``; the path."""
-        vector, back = self.vector(x0, box)
-        dtype, path = jax.tree.leaves(vector)[0].dtype, self.path(box, x_scale)
+        vector, back = self.vector(x0)
+        dtype, box_z = jax.tree.leaves(vector)[0].dtype, self.box_of_vectors(box, x_scale)
 
         def fun(z: ArrayTree) -> tuple[Array, Any]:
-            out = called(self.objective, back(from_scaled(z, x_scale)), args)
+            x = back(from_scaled(z, x_scale))
+            if box is not None and x_scale is not None:
+                x = inside(x, box)  # to the last bit, also where a bound over a unit is subnormal
+            out = called(self.objective, x, args)
             value, aux = split_aux(out) if self.has_aux else (out, None)
             return scalar_value(value).astype(dtype), aux
 
         def evaluate(z: ArrayTree, g_scale: Array) -> Point:
             f, pull_back, aux = jax.vjp(fun, z, has_aux=True)
             (g,) = pull_back(1 / g_scale)
-            return _without_derivative(path.admit(Point(z, f, g, aux)))
+            point = Point(z, f, g, aux)
+            point = point if box_z is None else finite_multipliers(point, box_z)
+            return _without_derivative(point)
 
-        return evaluate, jax.hessian(lambda z: fun(z)[0]), path
+        return evaluate, jax.hessian(lambda z: fun(z)[0]), self.path(box, x_scale)
 
 
 @jax.custom_jvp

@@ -67,7 +67,6 @@ class CompactForm(NamedTuple):
       two_halves: ``(grams, Sᵀg) -> p`` and ``(grams, p, YᵀH₀(g − Y p)) -> w``, for any H₀; ``None``
         for a method whose p needs YᵀH₀g.
       state: the class of the method's states, which tells the states of two methods apart.
-      masks_pairs: whether pairs with curvature over some of the variables make a matrix over those.
     """
 
     scale: float
@@ -75,7 +74,6 @@ class CompactForm(NamedTuple):
     coefficients: Callable[[Grams, Array, Array, Array], tuple[Array, Array]]
     two_halves: tuple[Callable[..., Array], Callable[..., Array]] | None = None
     state: type[MemoryState] = MemoryState
-    masks_pairs: bool = False
 
 
 def slots_by_age(state: MemoryState) -> tuple[Array, Array]:
@@ -85,11 +83,9 @@ def slots_by_age(state: MemoryState) -> tuple[Array, Array]:
     return (state.slot + rank) % m, rank >= m - state.absorbed
 
 
-def by_age(state: MemoryState, usable: Array | None = None) -> Grams:
-    """The inner products of a state, from the oldest to the newest pair; of ``usable`` slots."""
-    oldest, (slots, valid) = state.slot, slots_by_age(state)
-    if usable is not None:
-        valid &= usable[slots]
+def by_age(state: MemoryState) -> Grams:
+    """The inner products of a state, from the oldest to the newest pair."""
+    oldest, (_, valid) = state.slot, slots_by_age(state)
     both = valid[:, None] & valid[None]
 
     def triangle(table: Array) -> Array:

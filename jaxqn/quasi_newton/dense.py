@@ -99,7 +99,7 @@ def dense(
     ) -> tuple[DenseState, Array]:
         along = Hg
         if face is not None:
-            s, y, along = (vectors.masked(face.free, v) for v in (s, y, Hg))
+            along = vectors.masked(face.free, Hg)
             Hg = update_if(face.changed, Hg, lambda _: _apply(state, face.g), branch=_is_large(g))
         product = _product_if_moved(state, g, Hg, moved)
         w = product - Hg

@@ -89,4 +89,4 @@ def _coefficients(grams: Grams, a: Array, b: Array, gg: Array) -> tuple[Array, A
     return jnp.where(usable, p, 0), jnp.where(usable, w, 0)
 
 
-_FORM = CompactForm(1.0, _accepts, _coefficients, (_first, _second), masks_pairs=True)
+_FORM = CompactForm(1.0, _accepts, _coefficients, (_first, _second))

@@ -17,18 +17,17 @@ import jax.numpy as jnp
 from jaxqn._typing import Array, ArrayTree
 from jaxqn.checks import check_like
 from jaxqn.formulas import has_curvature
-from jaxqn.linalg import eps, safe_divide, update_if
-from jaxqn.linalg.stacks import combine, dots, empty_stack, gram, is_exact, put_where, rounded
+from jaxqn.linalg import eps, safe_divide
+from jaxqn.linalg.stacks import combine, dots, empty_stack, is_exact, put_where, rounded
 from jaxqn.linalg.vectors import (
     cast_like,
-    masked,
     over_diagonal,
     products,
     times_diagonal,
     tree_dtype,
     vdot,
 )
-from jaxqn.quasi_newton.compact_form import CompactForm, by_age, slots_by_age
+from jaxqn.quasi_newton.compact_form import CompactForm, by_age
 from jaxqn.quasi_newton.memory_state import MemoryState
 from jaxqn.quasi_newton.protocol import Face, QuasiNewton
 
@@ -59,7 +58,7 @@ def _verbs(form: CompactForm, m: int, history_dtype: Any) -> QuasiNewton:
         advance=advance,
         reset=_reset,
         dense=False,
-        advance_on_face=advance if form.masks_pairs else None,
+        advance_on_face=advance,
     )
 
 
@@ -110,10 +109,8 @@ def _advance(
     H0: Any = None,
 ) -> tuple[MemoryState, ArrayTree]:
     s, y = rounded(s, state.s), rounded(y, state.y)
-    whole = s, y
-    if face is not None:
-        state = _on_face(state, face)
-        s, y = (masked(face.free, v) for v in whole)
+    if face is not None:  # Sᵀg is of other variables: no number is the square of that gradient
+        state = state._replace(gg=jnp.where(face.changed, jnp.nan, state.gg))
 
     def measured() -> tuple[Array, ...]:
         Dg = times_diagonal(state.start, g)
@@ -136,49 +133,10 @@ def _advance(
         (moved & ~known, sg - state.sg),
     )
     new = jnp.arange(state.ss.size, dtype=jnp.int32) == state.slot
-    state, accepted = _absorb(form, state, *whole, squares, change)
+    state, accepted = _absorb(form, state, s, y, squares, change)
     sg = jnp.where((accepted & new)[None], own[:, None], sg)
-    usable = None if face is None else _curved(state)
-    Hg = jax.lax.cond(moved, lambda: _product(form, state, g, sg, gg, H0, usable), lambda: Hg)
+    Hg = jax.lax.cond(moved, lambda: _product(form, state, g, sg, gg, H0), lambda: Hg)
     return state._replace(sg=sg, gg=gg), Hg
-
-
-def _on_face(state: MemoryState, face: Face) -> MemoryState:
-    """The state, its inner products over the variables that may move: one read of the history.
-
-    Pairs are stored whole, since a variable that bounds hold now may be free later.
-    """
-    names = ("sy", "yy", "ss", "gg", "gamma")
-
-    def over_free(_: tuple[Array, ...]) -> tuple[Array, ...]:
-        y = jax.vmap(functools.partial(masked, face.free))(state.y)
-        Dy = jax.vmap(functools.partial(times_diagonal, state.start))(y)
-
-        def square(s: ArrayTree) -> Array:
-            return vdot(s, masked(face.free, over_diagonal(state.start, s)))
-
-        new = state._replace(sy=gram(state.s, y), yy=gram(Dy, y), ss=jax.vmap(square)(state.s))
-        gamma = state.gamma if state.start is not None else _newest_gamma(new)
-        # Sᵀg is of other variables: no number is the square of that gradient.
-        return new.sy, new.yy, new.ss, jnp.full_like(state.gg, jnp.nan), gamma
-
-    tables = tuple(getattr(state, name) for name in names)
-    tables = update_if(face.changed, tables, over_free, branch=True)
-    return state._replace(**dict(zip(names, tables, strict=True)))
-
-
-def _newest_gamma(state: MemoryState) -> Array:
-    """The ratio sᵀy/yᵀy of the newest pair with curvature; the old gamma without one."""
-    slots, valid = slots_by_age(state)
-    valid &= _curved(state)[slots]
-    newest = slots[jnp.max(jnp.where(valid, jnp.arange(slots.size, dtype=slots.dtype), 0))]
-    sy, yy, known = state.sy[newest, newest], state.yy[newest, newest], jnp.any(valid)
-    return jnp.where(known, safe_divide(sy, yy, known), state.gamma)
-
-
-def _curved(state: MemoryState) -> Array:
-    """Which pairs, by slot, have curvature over the variables that may move."""
-    return has_curvature(state.ss, jnp.diagonal(state.sy), jnp.diagonal(state.yy))
 
 
 def _reset(state: MemoryState, when: Array) -> MemoryState:
@@ -243,16 +201,10 @@ def _absorb(
 
 
 def _product(
-    form: CompactForm,
-    state: MemoryState,
-    g: ArrayTree,
-    sg: Array,
-    gg: Array,
-    H0: Any,
-    usable: Array | None = None,
+    form: CompactForm, state: MemoryState, g: ArrayTree, sg: Array, gg: Array, H0: Any
 ) -> ArrayTree:
-    """H g from Sᵀg and YᵀH₀g; an ``H0`` replaces the state's H₀, and masks leave out pairs."""
-    grams, oldest = by_age(state, usable), state.slot
+    """H g from Sᵀg and YᵀH₀g; an ``H0`` replaces the state's H₀."""
+    grams, oldest = by_age(state), state.slot
     a, b = jnp.where(grams.valid, jnp.roll(sg, -oldest, 1), 0)
 
     def minus(v: ArrayTree, c: Array, stack: ArrayTree) -> ArrayTree:

@@ -49,9 +49,9 @@ class QuasiNewton(NamedTuple):
         something: H made from the pair and from what it needs at the new point, and a direction of
         curvature vᵀB v = −1, or 0; else ``None``.
       advance_on_face: ``(state, s, y, g, Hg, moved, face) -> (state, H₊ g)``, which is ``advance``
-        where bounds hold some variables: s and y are over all of them, g over those that may move,
-        and Hg is the product of H with the gradient before over those that could move then. A
-        method without it takes no bounds, unless it has ``renew``.
+        where bounds hold some variables: s, y and g are over those that may move, and Hg is the
+        product of H with the gradient before over those that could move then. A method without it
+        takes no bounds, unless it has ``renew``.
     """
 
     init: Callable[..., Any]
@@ -80,6 +80,6 @@ def check_method(method: Any, *, bounded: bool = False) -> None:
         )
     if bounded and method.advance_on_face is None and method.renew is None:
         raise TypeError(
-            "this method takes no bounds, because it has no advance_on_face (jaxqn.lsr1_memory "
-            "and jaxqn.damped are such): take one by name, jaxqn.dense() or jaxqn.lbfgs_memory()"
+            "this method takes no bounds, because it has no advance_on_face (jaxqn.damped has "
+            "none): take one by name, jaxqn.dense() or jaxqn.lbfgs_memory()"
         )
