@@ -290,28 +290,24 @@ def test_scipy_disp_and_return_all(capsys):
     at_the_solution(there.allvecs[-1], path[-1])
 
 
-@row("`bounds=`, `constraints=`, `jaxopt.LBFGSB`")
-def test_bounds():
-    """There are none: the parameters are functions of free ones that obey."""
+@row('`method="L-BFGS-B", bounds=Bounds(low, high)`, `bounds=[(0, None), (0, 1)]`, `jaxopt.LBFGSB`')
+def test_bounds(jaxopt):
+    low, high = np.array([0.0, -np.inf]), np.array([np.inf, 1.0])
+    of_scipy = [scipy.optimize.Bounds(low, high), [(0, None), (None, 1)]]
+    there = [scipy_minimize(method="L-BFGS-B", bounds=bounds) for bounds in of_scipy]
+    here = [minimize(valley, X0, ARGS, bounds=bounds) for bounds in [(low, high), *of_scipy]]
+    projected = jaxopt.LBFGSB(valley, implicit_diff=False)
+    found = projected.run(X0, (jnp.asarray(low), jnp.asarray(high)), *ARGS).params
+    for x in (*(r.x for r in there), *(r.x for r in here), found):
+        np.testing.assert_allclose(x[1], 1.0)
+        np.testing.assert_allclose(x[0], here[0].x[0], rtol=1e-4)
+    assert all(r.success for r in here)
 
-    def likelihood(p, data):
-        """Of a gamma distribution, up to a constant; both parameters are positive."""
-        shape, rate = p
-        terms = shape * jnp.log(rate) - jax.scipy.special.gammaln(shape)
-        return -jnp.mean(terms + (shape - 1) * jnp.log(data) - rate * data)
 
-    data = np.random.default_rng(0).gamma(3.0, 0.5, size=50)
-    there = scipy.optimize.minimize(
-        jax.jit(likelihood),
-        [1.0, 1.0],
-        (data,),
-        jac=jax.jit(jax.grad(likelihood)),
-        bounds=[(1e-9, None)] * 2,
-        options={"gtol": 1e-9, "ftol": 0.0},
-    )
-    here = minimize(lambda u, d: likelihood(jax.nn.softplus(u), d), jnp.ones(2), (data,))
-    assert here.success
-    np.testing.assert_allclose(jax.nn.softplus(here.x), there.x, rtol=1e-6)
+@row("`constraints=`")
+def test_constraints():
+    with pytest.raises(TypeError, match="constraints"):
+        minimize(valley, X0, ARGS, constraints=())
 
 
 @row('`scipy.optimize.BFGS()`, `SR1()`: `initialize(n, "inv_hess")`, `update(s, y)`')
