@@ -1,4 +1,4 @@
-"""Helpers of all transformations: dtypes, compiled eager calls, and objectives with data."""
+"""Helpers of all transformations: dtypes, bounds, compiled eager calls, objectives with data."""
 
 import inspect
 from collections.abc import Callable
@@ -10,7 +10,8 @@ import numpy as np
 import optax
 
 from jaxqn._typing import Array, ArrayTree
-from jaxqn.checks import is_traced, scalar_value, split_aux
+from jaxqn.checks import check_bounds, is_traced, scalar_value, split_aux
+from jaxqn.loop import Box
 
 
 def float_dtypes(params: optax.Params) -> dict[np.dtype, str]:
@@ -36,6 +37,22 @@ def check_one_dtype(params: optax.Params) -> None:
             f"a dense method needs one dtype for all parameters, but {found}: cast them, or "
             "give each dtype its own transformation with optax.partition"
         )
+
+
+def box_of(bounds: Any, params: optax.Params) -> Box | None:
+    """Bounds, checked, in the dtypes of the parameters; ``None`` where there are none.
+
+    A leaf whose bounds are the same for all entries has one number: a compiled program holds it.
+    """
+    if bounds is None or not jax.tree.leaves(params):
+        return None
+    shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(jnp.shape(p), jnp.result_type(p)), params)
+
+    def shortened(bound: Any) -> Any:
+        same = isinstance(bound, np.ndarray) and bound.size and np.all(bound == bound.flat[0])
+        return bound.reshape(-1)[0] if same else bound
+
+    return Box(*(jax.tree.map(shortened, side) for side in check_bounds(bounds, shapes)))
 
 
 def at_least_float32(dtype: np.dtype) -> np.dtype:

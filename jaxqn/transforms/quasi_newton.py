@@ -18,10 +18,12 @@ from jax.flatten_util import ravel_pytree
 from jaxqn._typing import Array, ArrayTree
 from jaxqn.checks import check_initial
 from jaxqn.linalg import vectors
-from jaxqn.quasi_newton import QuasiNewton, check_quasi_newton
+from jaxqn.loop import Box, Path, Point, bent, straight
+from jaxqn.quasi_newton import QuasiNewton, check_method, check_quasi_newton
 from jaxqn.transforms.common import (
     all_entries,
     at_least_float32,
+    box_of,
     check_one_dtype,
     float_dtypes,
     once,
@@ -39,7 +41,7 @@ class ScaleByQuasiNewtonState(NamedTuple):
       count: finite gradients seen, int32.
       params: the parameters at the last finite gradient.
       updates: the last finite gradient g.
-      product: H g.
+      product: H g; with bounds, of the gradient over the parameters that may move.
       approx: state of the approximation.
     """
 
@@ -51,7 +53,7 @@ class ScaleByQuasiNewtonState(NamedTuple):
 
 
 def scale_by_quasi_newton(
-    qn: QuasiNewton, *, hess_inv0: Any = None
+    qn: QuasiNewton, *, hess_inv0: Any = None, bounds: Any = None
 ) -> optax.GradientTransformationExtraArgs:
     """Replace the gradient g by H g, with the approximation ``qn`` for the inverse Hessian H.
 
@@ -62,10 +64,21 @@ def scale_by_quasi_newton(
     neither params nor g have changed. ``update`` returns a gradient that is not finite unchanged,
     so that a later transformation can react to the gradient, and keeps the state.
 
+    With ``bounds`` the direction is that of two-metric projection, H_FF g_F over the parameters F
+    that may move. It is 0 for those at a bound that −g or the direction itself pushes out. A search
+    with the same bounds, :func:`jaxqn.scale_by_linesearch`, stays in the box. Without a search,
+    project after every step; the next pair is of the projected step:
+
+        params = optax.projections.projection_box(optax.apply_updates(params, updates), *box)
+
+    A projection does not make up for missing ``bounds``: the pairs are right, but steps −H g come
+    to rest at a wrong point where bounds hold parameters.
+
     Args:
       qn: the approximation, for instance ``dense(bfgs_rule)`` or ``lbfgs_memory(10)``.
       hess_inv0: initial inverse Hessian, positive definite; I by default. For a dense method as in
         :func:`jaxqn.minimize`, for a limited-memory one a diagonal, a pytree like the parameters.
+      bounds: as in :func:`jaxqn.minimize`.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``: ``update(grads, state, params, **ignored)``.
@@ -73,9 +86,9 @@ def scale_by_quasi_newton(
       H is float32 for half precision.
 
     Raises:
-      TypeError: at ``init``, a parameter is not real floating.
+      TypeError: ``qn`` takes no bounds; at ``init``, a parameter is not real floating.
       ValueError: ``qn`` needs Hessians; at ``init``, mixed dtypes; at ``update``, ``params`` is
-        missing.
+        missing; at both, ``bounds`` that are NaN, crossed, or not like ``params``.
 
     Cost: that of ``qn``, O(n²) for a dense one, which ravels the parameters.
 
@@ -90,6 +103,22 @@ def scale_by_quasi_newton(
       ...     x = optax.apply_updates(x, updates)
       >>> x.tolist()
       [-1.5]
+
+      Bounds, where f(x, y) = x² + x y + y² − 2 x + 2 y has its minimum for x, y ≥ 0 at (1, 0):
+
+      >>> from jaxqn.quasi_newton import lbfgs_memory
+      >>> direction = scale_by_quasi_newton(lbfgs_memory(), bounds=(0.0, None))
+      >>> solver, x = optax.chain(direction, optax.scale(-0.5)), jnp.array([3.0, 3.0])
+      >>> state = solver.init(x)
+      >>> for _ in range(25):
+      ...     grads = jnp.array([2 * x[0] + x[1] - 2, x[0] + 2 * x[1] + 2])
+      ...     updates, state = solver.update(grads, state, x)
+      ...     x = optax.projections.projection_non_negative(optax.apply_updates(x, updates))
+      >>> [round(float(v), 4) for v in x]
+      [1.0, 0.0]
+
+    References:
+      Bounds: Bertsekas, SIAM J. Control Optim. 20 (1982).
     """
     check_quasi_newton(qn)
     if qn.needs != "nothing":
@@ -97,12 +126,14 @@ def scale_by_quasi_newton(
             "this method needs Hessians, which a quasi-Newton transformation does not have: use "
             "jaxqn.scale_by_newton"
         )
+    check_method(qn, bounded=bounds is not None)
 
     def init(params: optax.Params) -> ScaleByQuasiNewtonState:
         if qn.dense:
             check_one_dtype(params)
         else:
             float_dtypes(params)
+        box_of(bounds, params)  # raises if wrong
         x = jax.tree.map(jnp.array, _vector(params, qn)[0])  # copies: no leaf may alias params
         zeros = jax.tree.map(jnp.zeros_like, x)
         H0 = None
@@ -127,23 +158,29 @@ def scale_by_quasi_newton(
                 "a quasi-Newton transformation needs the parameters: call "
                 "update(grads, state, params)"
             )
-        searched = "value_fn" in extra_args
-        return once(precondition, updates, state, params, qn=qn, searched=searched)
+        options = {"qn": qn, "searched": "value_fn" in extra_args}
+        box = box_of(bounds, params)
+        if box is None:
+            return once(precondition, updates, state, params, **options)
+        options["may_rescale"] = hess_inv0 is None
+        return once(precondition, updates, state, params, None, box, **options)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-@functools.partial(jax.jit, static_argnames=("qn", "searched"))
+@functools.partial(jax.jit, static_argnames=("qn", "searched", "may_rescale"))
 def precondition(
     updates: optax.Updates,
     state: ScaleByQuasiNewtonState,
     params: optax.Params,
     H0: ArrayTree | None = None,
+    box: Box | None = None,
     *,
     qn: QuasiNewton,
     searched: bool,
+    may_rescale: bool = True,
 ) -> tuple[optax.Updates, ScaleByQuasiNewtonState]:
-    """Form the pair, correct H, apply it."""
+    """Form the pair, correct H, apply it; in a box, over the parameters that may move."""
     x, _ = _vector(params, qn)
     g, to_updates = _vector(updates, qn)
 
@@ -158,14 +195,22 @@ def precondition(
     stuck = later & ~moved & all_entries(_zero, y) & searched
     zeros = optax.tree.zeros_like(s)
     s, y = optax.tree.where(moved, s, zeros), optax.tree.where(moved, y, zeros)
-    start = {} if H0 is None else {"H0": H0}
-    approx, Hg = qn.advance(state.approx, s, y, g, state.product, finite, **start)
+    path, start = _path(box, params, qn), {} if H0 is None else {"H0": H0}
+    none = jnp.zeros(())
+    old, new = Point(state.params, none, state.updates, None), Point(x, none, g, None)
+    free, face = path.restrict(new, g), path.face(old, new, jnp.asarray(may_rescale))
+    if face is None:
+        approx, Hg = qn.advance(state.approx, s, y, g, state.product, finite, **start)
+    else:
+        assert qn.advance_on_face is not None  # the factory has checked
+        s, y = (vectors.masked(face.free, v) for v in (s, y))
+        approx, Hg = qn.advance_on_face(state.approx, s, y, free, state.product, finite, face)
 
     # Where −H g does not descend, or the search did not move: reset H, and follow the gradient.
-    (slope,) = vectors.products((g, Hg))
+    (slope,) = vectors.products((free, path.aim(new, Hg)))
     descent = (slope > 0) & all_entries(jnp.isfinite, Hg) & ~stuck
-    approx = qn.reset(approx, finite & ~descent & ~all_entries(_zero, g))
-    Hg = optax.tree.where(descent, Hg, g if H0 is None else optax.tree.mul(H0, g))
+    approx = qn.reset(approx, finite & ~descent & ~all_entries(_zero, free))
+    Hg = optax.tree.where(descent, Hg, free if H0 is None else optax.tree.mul(H0, g))
     state = ScaleByQuasiNewtonState(
         count=state.count + finite.astype(jnp.int32),
         params=x,
@@ -173,7 +218,19 @@ def precondition(
         product=optax.tree.where(finite, Hg, state.product),
         approx=approx,
     )
-    return optax.tree.where(finite, to_updates(Hg), updates), state
+    return optax.tree.where(finite, to_updates(path.aim(new, Hg)), updates), state
+
+
+def _path(box: Box | None, params: optax.Params, qn: QuasiNewton) -> Path:
+    """Straight, or bent in the box over vectors for ``qn``."""
+    if box is None:
+        return straight
+
+    def vector(bound: ArrayTree) -> ArrayTree:
+        full = jax.tree.map(lambda b, p: jnp.broadcast_to(b, jnp.shape(p)), bound, params)
+        return _vector(full, qn)[0]
+
+    return bent(Box(vector(box.lower), vector(box.upper)))
 
 
 def _vector(tree: optax.Params, qn: QuasiNewton) -> tuple[ArrayTree, Callable[..., ArrayTree]]:
