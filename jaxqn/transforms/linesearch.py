@@ -19,15 +19,18 @@ from jaxqn.linesearch import (
     trial_along_gradient,
     wolfe,
 )
+from jaxqn.loop import Box
 from jaxqn.transforms.common import (
     BoundObjective,
     at_least_float32,
+    box_of,
     check_can_evaluate,
     check_unmasked,
     float_dtypes,
     once,
     split_data,
 )
+from jaxqn.transforms.search_steps import is_inside, like, steps_along
 
 __all__ = ["LinesearchInfo", "ScaleByLinesearchState", "scale_by_linesearch"]
 
@@ -91,7 +94,7 @@ class SearchCarry(NamedTuple):
 
 
 def scale_by_linesearch(
-    linesearch: LineSearch | None = None, *, has_aux: bool = False
+    linesearch: LineSearch | None = None, *, bounds: Any = None, has_aux: bool = False
 ) -> optax.GradientTransformationExtraArgs:
     """Scale the updates by the step length that a jaxqn line search finds.
 
@@ -102,8 +105,18 @@ def scale_by_linesearch(
     follows the scale of the objective. A search that fails sets ``state.info.failed`` and takes its
     lowest trial, or a zero step if no trial was lower than the start: never a worse point.
 
+    With ``bounds`` the search goes along P(params + alpha d), the params clipped to the box, and
+    calls ``value_fn`` at no point outside of it, not by a last digit. ``optax.apply_updates`` ends
+    in the box, too. It ends at a bound exactly where one sum can: a parameter that is much larger
+    than its bound may need two or three steps. A parameter stays at a bound where the gradient or
+    the updates push it out; if the rest of a direction of descent does not descend, −g takes its
+    place. Take the direction from :func:`jaxqn.scale_by_quasi_newton` with the same bounds: one
+    from the whole gradient is no better than −g once bounds hold parameters. Params outside of the
+    box go into it without a search, and ``state.value`` is then infinite.
+
     Args:
       linesearch: a :class:`jaxqn.LineSearch`; by default :func:`jaxqn.wolfe`.
+      bounds: as in :func:`jaxqn.minimize`.
       has_aux: whether ``value_fn`` returns ``(value, aux)``.
 
     Returns:
@@ -114,10 +127,13 @@ def scale_by_linesearch(
       function, and pass changing data as arrays, because JAX reads everything else only once.
 
     Raises:
-      TypeError: ``linesearch`` is no line search; ``value``, ``grad`` or ``value_fn`` is missing.
-      ValueError: ``params`` is missing, or has masked leaves so that ``value_fn`` cannot be called.
+      TypeError: ``linesearch`` is no line search, or takes no bounds; ``value``, ``grad`` or
+        ``value_fn`` is missing.
+      ValueError: ``params`` is missing, or has masked leaves so that ``value_fn`` cannot be called;
+        at ``init`` and ``update``, ``bounds`` that are NaN, crossed, or not like ``params``.
 
-    Cost: one evaluation of value and gradient per trial, and a few passes over the parameters.
+    Cost: one evaluation of value and gradient per trial, and a few passes over the parameters. An
+    eager call checks the bounds each time; a compiled one, when it is traced.
 
     Example:
       >>> f = lambda x: jnp.sum(x**2)
@@ -131,11 +147,12 @@ def scale_by_linesearch(
       True
     """
     linesearch = wolfe() if linesearch is None else linesearch
-    check_linesearch(linesearch)
+    check_linesearch(linesearch, bends=bounds is not None)
 
     def init(params: optax.Params) -> ScaleByLinesearchState:
         check_unmasked("a line search", params)
         dtypes = list(float_dtypes(params)) or [jnp.result_type(float)]
+        box_of(bounds, params)  # raises if wrong
         widest = max(dtypes, key=lambda dtype: jnp.finfo(dtype).bits)
         return ScaleByLinesearchState(
             learning_rate=jnp.ones((), at_least_float32(widest)),
@@ -173,6 +190,7 @@ def scale_by_linesearch(
             value,
             grad,
             arrays,
+            box_of(bounds, params),
             objective=BoundObjective(value_fn, statics, has_aux),
             linesearch=linesearch,
         )
@@ -188,41 +206,34 @@ def _search(
     value: Any,
     grad: optax.Updates,
     arrays: list[Any],
+    box: Box | None,
     *,
     objective: BoundObjective,
     linesearch: LineSearch,
 ) -> tuple[optax.Updates, ScaleByLinesearchState]:
     """Run the state machine of the line search to its end, one trial per trip of the loop."""
     dtype = state.learning_rate.dtype
-    direction = optax.tree.cast(updates, dtype)
+    steps = steps_along(updates, grad, params, box, dtype)
 
     def fun(x: optax.Params) -> Array:
         return objective(x, arrays).astype(dtype)
 
-    def slope(g: optax.Updates) -> Array:
-        return optax.tree.vdot(direction, optax.tree.cast(g, dtype))
-
-    def step(alpha: Array) -> optax.Updates:
-        scaled = jax.tree.map(lambda d: jnp.where(alpha > 0, alpha * d, 0), direction)
-        return _like(updates, scaled)
-
     def trip(search: SearchCarry) -> SearchCarry:
         alpha = search.machine.alpha
-        phi, g = jax.value_and_grad(fun)(optax.apply_updates(params, step(alpha)))
-        dphi = slope(g)
-        machine, done, failed = linesearch.step(search.machine, phi, dphi)
+        phi, g = jax.value_and_grad(fun)(optax.apply_updates(params, steps.at(alpha)))
+        dphi = steps.slope(alpha, g)
+        machine, done, failed = linesearch.step(search.machine, phi, dphi, *steps.bends(alpha))
         better = done | ((phi < search.best.value) & jnp.isfinite(dphi))
-        best = optax.tree.where(better, TriedStep(alpha, phi, _like(params, g)), search.best)
+        best = optax.tree.where(better, TriedStep(alpha, phi, like(params, g)), search.best)
         return SearchCarry(machine, best, search.nfev + 1, done | failed, failed)
 
-    phi0, dphi0 = jnp.asarray(value, dtype), slope(grad)
-    steepest = [
-        jnp.all(d == -g) for d, g in zip(*map(jax.tree.leaves, (updates, grad)), strict=True)
-    ]
+    phi0 = jnp.asarray(value, dtype)
+    start = TriedStep(jnp.zeros_like(phi0), phi0, like(params, grad))
+    dphi0 = steps.slope(start.alpha, grad)
+    steepest = steps.steepest()
     fresh = ~jnp.isfinite(state.value) | jnp.all(jnp.stack(steepest))
     alpha0 = parabola_step(state.expected, dphi0)
-    alpha0 = jnp.where(fresh, _first_trial(phi0, dphi0, direction), alpha0)
-    start = TriedStep(jnp.zeros_like(phi0), phi0, _like(params, grad))
+    alpha0 = jnp.where(fresh, _first_trial(phi0, dphi0, steps.direction), alpha0)
     hopeless = ~((dphi0 < 0) & jnp.isfinite(dphi0) & jnp.isfinite(phi0))
     search = SearchCarry(
         machine=linesearch.init(phi0, dphi0, alpha0),
@@ -235,13 +246,20 @@ def _search(
     best = search.best
     # At a minimum to the precision of the objective a search finds nothing, and nothing failed.
     noise = jnp.maximum(rounding_noise(phi0), getattr(search.machine, "noise", 0))
-    stationary = jnp.all(jnp.stack([jnp.all(g == 0) for g in jax.tree.leaves(grad)]))
+    stationary = jnp.all(jnp.stack([jnp.all(g == 0) for g in jax.tree.leaves(steps.gradient)]))
     below_rounding = (0.5 * jnp.abs(dphi0) <= noise) & ((dphi0 < 0) | stationary)
     failed = search.failed & ~below_rounding
-    short = ~fresh & ~search.failed & stopped_short(best.alpha, dphi0, slope(best.grad))
-    return step(best.alpha), ScaleByLinesearchState(
+    short = (
+        ~fresh
+        & ~search.failed
+        & stopped_short(best.alpha, dphi0, steps.slope(best.alpha, best.grad))
+    )
+    step, new_value = steps.at(best.alpha), best.value.astype(state.value.dtype)
+    if box is not None:  # nothing is known of the point where parameters enter the box
+        new_value = jnp.where(is_inside(params, box), new_value, jnp.inf)
+    return step, ScaleByLinesearchState(
         learning_rate=best.alpha,
-        value=best.value.astype(state.value.dtype),
+        value=new_value,
         grad=best.grad,
         expected=expected_decrease(best.value, phi0 - best.value, short),
         info=LinesearchInfo(search.nfev, failed),
@@ -254,8 +272,3 @@ def _first_trial(phi0: Array, dphi0: Array, direction: optax.Updates) -> Array:
     length = jnp.sqrt(jnp.where(dd > 0, dd, jnp.ones_like(dd)))
     # |phi0| and the slope per length, |dphi0|/‖d‖, both divided by |dphi0|/‖d‖².
     return trial_along_gradient(jnp.abs(phi0) * (dd / jnp.abs(dphi0)), length, length)
-
-
-def _like(example: ArrayTree, tree: ArrayTree) -> ArrayTree:
-    """``tree`` in the dtypes of ``example``, none of them weak."""
-    return jax.tree.map(lambda e, leaf: jnp.asarray(leaf, jnp.result_type(e)), example, tree)
