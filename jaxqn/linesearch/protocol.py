@@ -16,13 +16,16 @@ class Bend(NamedTuple):
 
     Attributes:
       promised: gᵀ(x(alpha) − x), which replaces alpha phi'(0): variables at bounds stay behind.
-      clips: whether the trial holds a variable at a bound that was between its bounds at 0.
-      landed: ``(lo, alpha) -> alpha``: the last bend before alpha, if that is well beyond lo.
+      clips: whether the trial holds a variable at a bound that moved there.
+      landed: ``(lo, alpha, wanted) -> alpha``: the last bend before alpha, if that is well beyond
+        lo; whether it is ``wanted`` at all.
+      endless: ``() -> `` whether some variable moves on for ever along the path.
     """
 
     promised: Array
     clips: Array
-    landed: Callable[[Array, Array], Array]
+    landed: Callable[[Array, Array, Array], Array]
+    endless: Callable[[], Array]
 
 
 class LineSearch(NamedTuple):

@@ -145,7 +145,7 @@ def wolfe(
         resolution = 4 * eps(alpha.dtype) * new_lo[0]
         next_alpha = _next_trial(lo, new_lo, new_hi, slow, doubt, growth)
         if bend is not None:
-            next_alpha = bend.landed(new_lo[0], next_alpha)
+            next_alpha = bend.landed(new_lo[0], next_alpha, ~done)
         noise = _noise(lo, hi, trial, phi0)
         exhausted = (trials >= max_trials) | (width <= resolution) | (noise > 0)
         known = jnp.stack([origin, new_lo, new_hi])

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxqn._typing import Array, ArrayTree
-from jaxqn.linalg import eps, vectors
+from jaxqn.linalg import compute_if, eps, update_if, vectors
 from jaxqn.linesearch import Bend
 from jaxqn.loop.path import Path
 from jaxqn.loop.state import Point
@@ -87,7 +87,12 @@ def finite_multipliers(trial: Point, box: Box) -> Point:
         most = jnp.finfo(g.dtype).max
         return jnp.where(held, jnp.clip(g, -most, most), g)
 
-    return trial._replace(g=jax.tree.map(of_leaf, trial.x, trial.g, box.lower, box.upper))
+    def limited(g: ArrayTree) -> ArrayTree:
+        return jax.tree.map(of_leaf, trial.x, g, box.lower, box.upper)
+
+    branch = vectors.branching_pays(trial.x)
+    infinite = ~jnp.isfinite(vectors.inf_norm(trial.g)) if branch else jnp.ones((), bool)
+    return trial._replace(g=update_if(infinite, trial.g, limited, branch=branch))
 
 
 def bent(box: Box) -> Path:
@@ -95,9 +100,9 @@ def bent(box: Box) -> Path:
     return Path(
         at=functools.partial(_at, box),
         tangent=functools.partial(_tangent, box),
+        gradient=lambda point: _kept(box, point.x, point.g),
         restrict=lambda point, v: vectors.masked(_free(box, point), v),
         stationarity=functools.partial(_stationarity, box),
-        endless=functools.partial(_endless, box),
         bend=functools.partial(_bend, box),
         face=functools.partial(_face, box),
         aim=functools.partial(_aim, box),
@@ -127,27 +132,23 @@ def _free(box: Box, point: Point) -> ArrayTree:
     return jax.tree.map(of_leaf, point.x, point.g, box.lower, box.upper)
 
 
-def _held(box: Box, x: ArrayTree, d: ArrayTree) -> ArrayTree:
-    """Masks of the variables at a bound that −d pushes out."""
+def _kept(box: Box, x: ArrayTree, v: ArrayTree) -> ArrayTree:
+    """The entries of v but for those at a bound where −v leaves the box."""
 
-    def of_leaf(x: Array, d: Array, low: Array, up: Array) -> Array:
-        return ((x <= low) & (d > 0)) | ((x >= up) & (d < 0))
+    def of_leaf(x: Array, v: Array, low: Array, up: Array) -> Array:
+        v = jnp.where(x <= low, jnp.minimum(v, 0), v)
+        return jnp.where(x >= up, jnp.maximum(v, 0), v)
 
-    return jax.tree.map(of_leaf, x, d, box.lower, box.upper)
+    return jax.tree.map(of_leaf, x, v, box.lower, box.upper)
 
 
 def _tangent(box: Box, trial: Point, plan: BentPlan) -> ArrayTree:
-    return _without(_held(box, trial.x, plan.d), plan.d)
-
-
-def _without(held: ArrayTree, d: ArrayTree) -> ArrayTree:
-    return jax.tree.map(lambda held, d: jnp.where(held, 0, d), held, d)
+    return _kept(box, trial.x, plan.d)
 
 
 def _aim(box: Box, point: Point, Hg: ArrayTree) -> ArrayTree:
     """The part of H g that moves something."""
-    d = vectors.masked(_free(box, point), Hg)
-    return _without(_held(box, point.x, d), d)
+    return _kept(box, point.x, vectors.masked(_free(box, point), Hg))
 
 
 def _stationarity(box: Box, point: Point, x_scale: Any, g_scale: Array) -> ArrayTree:
@@ -163,39 +164,41 @@ def _stationarity(box: Box, point: Point, x_scale: Any, g_scale: Array) -> Array
     return jax.tree.map(of_leaf, gradient_from_scaled(point.g, x_scale), below, above)
 
 
-def _endless(box: Box, plan: BentPlan) -> Array:
-    def of_leaf(d: Array, low: Array, up: Array) -> Array:
-        return jnp.any(((d > 0) & jnp.isneginf(low)) | ((d < 0) & jnp.isposinf(up)))
-
-    leaves = jax.tree.leaves(jax.tree.map(of_leaf, plan.d, box.lower, box.upper))
-    return functools.reduce(jnp.logical_or, leaves)
-
-
 def _bend(
     box: Box, x: ArrayTree, trial: Point, plan: BentPlan, promised: Callable[[], Array]
 ) -> Bend:
-    def arrives(x: Array, held: Array, low: Array, up: Array) -> Array:
-        return jnp.any(held & (x > low) & (x < up))
-
-    held = _held(box, trial.x, plan.d)
-    clips = [*jax.tree.leaves(jax.tree.map(arrives, x, held, *box))]
+    stays = jax.tree.map(jnp.subtract, plan.d, _tangent(box, trial, plan))
 
     def bends(x: Array, d: Array, low: Array, up: Array) -> Array:
         """The step length at which each variable meets its bound."""
         room = jnp.where(d > 0, x - low, x - up)
         return jnp.where(d == 0, jnp.inf, room / jnp.where(d == 0, 1, d))
 
-    def landed(lo: Array, alpha: Array) -> Array:
+    def last_bend(lo: Array, alpha: Array) -> Array:
         first = lo * (1 + 4 * eps(lo.dtype))
 
         def between(t: Array) -> Array:
             return jnp.where((t > first.astype(t.dtype)) & (t <= alpha.astype(t.dtype)), t, 0)
 
         last = vectors.inf_norm(jax.tree.map(between, jax.tree.map(bends, x, plan.d, *box)))
-        last = last.astype(alpha.dtype)
+        return last.astype(alpha.dtype)
+
+    def landed(lo: Array, alpha: Array, wanted: Array) -> Array:
+        branch = vectors.branching_pays(x)
+        last = compute_if(wanted, lambda: last_bend(lo, alpha), alpha, branch=branch)
         return jnp.where((alpha > lo) & (last > lo + 0.1 * (alpha - lo)), last, alpha)
 
-    return Bend(promised(), functools.reduce(jnp.logical_or, clips), landed)
+    return Bend(promised(), vectors.inf_norm(stays) > 0, landed, lambda: _endless(box, plan))
+
+
+def _endless(box: Box, plan: BentPlan) -> Array:
+    """Whether some variable moves towards no bound."""
+
+    def of_leaf(d: Array, low: Array, up: Array) -> Array:
+        return jnp.any(((d > 0) & jnp.isneginf(low)) | ((d < 0) & jnp.isposinf(up)))
+
+    leaves = jax.tree.leaves(jax.tree.map(of_leaf, plan.d, box.lower, box.upper))
+    return functools.reduce(jnp.logical_or, leaves)
 
 
 def _face(box: Box, point: Point, new: Point, may_rescale: Array) -> Face:

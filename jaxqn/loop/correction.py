@@ -41,7 +41,7 @@ def correct(
     """H corrected by (s, y), or made anew from second derivatives, and its product with g."""
     qn, new, moved, path = run.method.qn, outcome.point, outcome.judged.moved, run.path
     face = path.face(state.point, new, state.flags.may_rescale)
-    g, Hg, renew = path.restrict(new, new.g), path.product(state.plan), qn.renew
+    g, Hg, renew = path.gradient(new), path.product(state.plan), qn.renew
     if renew is None:
         if face is None:
             approx, Hg = qn.advance(state.approx, s, y, g, Hg, moved)

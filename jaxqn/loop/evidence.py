@@ -181,7 +181,7 @@ def assess_model(
         settled=quiet | ends | (now.jac_norm <= tol.gtol),
         at_minimum=ends,
         doubts_values=judged.failed & (now.noise > 2 * run.now.noise) & ~quiet & ~ends,
-        unbounded=falls & ~run.first & run.path.endless(state.plan),
+        unbounded=falls & ~run.first & outcome.slopes.endless,
     )
     return curvature, now, prospects
 
@@ -221,7 +221,7 @@ def _evidence(new: Point, root: ArrayTree, now: Measures, xx: Array, run: Run) -
 
     A gradient so small that a move by all of ‖x‖ changes f by less than its last digit counts as 0.
     """
-    g, reach = run.path.restrict(new, new.g), now.g_scale * jnp.sqrt(xx)
+    g, reach = run.path.gradient(new), now.g_scale * jnp.sqrt(xx)
     invisible = eps(new.f.dtype) * jnp.abs(new.f)
 
     def in_units_of_curvature(g: Array, root: Array) -> Array:

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxqn._typing import Array, ArrayTree
 from jaxqn.linalg import computed_once, eps, far_apart, last_digits, power_of_two, vectors
@@ -76,7 +77,7 @@ def line(linesearch: LineSearch) -> Globalization:
 
 def _sizes(state: LoopState, trial: Point, run: Run) -> list[Array]:
     """The largest entries of the gradient by z and by x, and of a unit step in last digits of x."""
-    g, step = run.path.restrict(trial, trial.g), run.path.tangent(trial, state.plan)
+    g, step = run.path.gradient(trial), run.path.tangent(trial, state.plan)
     digits = jax.tree.map(last_digits, step, state.point.x)
     by_x = run.path.stationarity(trial, state.x_scale, run.now.g_scale)
     if by_x is g:
@@ -129,7 +130,8 @@ def _judge(
     below_rounding = 0.5 * jnp.abs(dphi0) <= rounding
     stalled = failed & values_agree & (state.flags.steepest | below_rounding)
     judged = Judgement(accepted, took_lowest, is_lowest, failed, stalled, moved)
-    return search, Slopes(dphi0, dphi, noise), judged
+    endless = np.True_ if bend is None else bend.endless()
+    return search, Slopes(dphi0, dphi, noise, endless), judged
 
 
 def _replan(
@@ -145,7 +147,7 @@ def _replan(
     now = run.now._replace(g_scale=g_scale, g_norm=g_norm, jac_norm=jac_norm)
 
     def squares() -> list[Array]:
-        g = path.restrict(new, new.g)
+        g = path.gradient(new)
         return vectors.products((d, g), (g, g), (d, d), (s, s), (new.x, new.x))
 
     curvature, now, prospects = assess_model(state, outcome, squares, diagonal, now, run)
@@ -212,7 +214,7 @@ def _restart(
     def forget(_: Any) -> tuple[Any, Array, ArrayTree, ArrayTree]:
         g = jax.tree.map(lambda g: factor.astype(g.dtype) * g, new.g)
         root = jax.tree.map(lambda r: jnp.sqrt(factor).astype(r.dtype) * r, curvature)
-        free = run.path.restrict(new._replace(g=g), g)
+        free = run.path.gradient(new._replace(g=g))
         return run.path.join(free, free), factor**2 * squares()[1], g, root
 
     plan, gHg, g, curvature = run.update_if(restarts, (plan, gHg, new.g, curvature), forget)
@@ -235,7 +237,7 @@ def _aim(
     slope, length = -now.g_scale * now.gHg, jnp.sqrt(jnp.where(now.gHg > 0, now.gHg, 1))
     expected = jnp.full_like(new.f, jnp.inf)
     if run.method.qn.needs == "nothing":
-        dphi0, dphi, _ = outcome.slopes
+        dphi0, dphi, *_ = outcome.slopes
         short = (
             outcome.judged.accepted
             & ~state.flags.steepest

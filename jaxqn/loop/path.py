@@ -24,10 +24,10 @@ class Path(NamedTuple):
     Attributes:
       at: ``(x, alpha, plan) -> x(alpha)``.
       tangent: ``(trial, plan) -> −dx/dalpha`` at the trial.
-      restrict: ``(point, v) -> v`` over the variables that may move, 0 elsewhere. Of the gradient
-        that is what vanishes at a solution.
+      gradient: ``point -> `` its gradient over the variables that may move, 0 elsewhere: what
+        vanishes at a solution.
+      restrict: ``(point, v) -> `` the same of any vector.
       stationarity: ``(point, x_scale, g_scale) -> `` what vanishes there by x, over ``g_scale``.
-      endless: ``plan -> `` whether some variable moves on for ever along the path.
       bend: ``(x, trial, plan, promised) -> `` what the search has to know of bends, or ``None``;
         ``promised`` is a function.
       face: ``(point, next point, may_rescale) -> `` the variables that may move, or ``None`` where
@@ -39,9 +39,9 @@ class Path(NamedTuple):
 
     at: Callable[[ArrayTree, Array, Any], ArrayTree]
     tangent: Callable[[Point, Any], ArrayTree]
+    gradient: Callable[[Point], ArrayTree]
     restrict: Callable[[Point, ArrayTree], ArrayTree]
     stationarity: Callable[[Point, Any, Array], ArrayTree]
-    endless: Callable[[Any], Array | bool]
     bend: Callable[..., Bend | None]
     face: Callable[..., Face | None]
     aim: Callable[[Point, ArrayTree], ArrayTree]
@@ -57,9 +57,9 @@ def along(x: ArrayTree, alpha: Array, d: ArrayTree) -> ArrayTree:
 straight = Path(
     at=along,
     tangent=lambda _trial, Hg: Hg,
+    gradient=lambda point: point.g,
     restrict=lambda _point, v: v,
     stationarity=lambda point, x_scale, _g_scale: gradient_from_scaled(point.g, x_scale),
-    endless=lambda _Hg: True,
     bend=lambda _x, _trial, _plan, _promised: None,
     face=lambda _point, _new, _may_rescale: None,
     aim=lambda _point, Hg: Hg,

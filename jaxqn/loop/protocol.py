@@ -100,11 +100,13 @@ class Slopes(NamedTuple):
       start: at alpha = 0.
       trial: at the trial.
       noise: the noise of f that the search has met, 0 for none.
+      endless: whether some variable moves on for ever along the path, and meets no bound.
     """
 
     start: Array
     trial: Array
     noise: Array
+    endless: Any
 
 
 class Judgement(NamedTuple):

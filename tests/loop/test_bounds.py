@@ -241,7 +241,9 @@ def test_infinite_bounds_change_no_step(dtype):
 
 
 @pytest.mark.parametrize("search", [jaxqn.wolfe(c2=0.5), jaxqn.backtracking()])
-@pytest.mark.parametrize("method", ["bfgs", "sr1", "ssbroyden", jaxqn.dense(panel=2), jaxqn.lsr1_memory()])
+@pytest.mark.parametrize(
+    "method", ["bfgs", "sr1", "ssbroyden", jaxqn.dense(panel=2), jaxqn.lsr1_memory()]
+)
 def test_other_methods_and_searches(method, search):
     result = minimize(
         rosenbrock, jnp.array([-1.2, 1.0, 0.3]), bounds=(-2, 0.6), method=method, linesearch=search
@@ -266,11 +268,15 @@ def test_the_path_bends():
     bend = path.bend(x, trial, plan, lambda: jnp.array(-1.0))
     assert bool(bend.clips)
     # The bounds are met at 0.5 and, by the third, at 4.
-    assert float(bend.landed(jnp.array(0.0), jnp.array(2.0))) == 0.5
-    assert float(bend.landed(jnp.array(0.48), jnp.array(2.0))) == 2.0
-    assert float(bend.landed(jnp.array(0.5), jnp.array(2.0))) == 2.0
-    assert bool(path.endless(path.join(d, jnp.array([-1.0, 0, 0]))))
-    assert not bool(path.endless(path.join(d, jnp.array([1.0, -1, 1]))))
+    landed = [
+        float(bend.landed(jnp.array(lo), jnp.array(2.0), jnp.array(wanted)))
+        for lo, wanted in [(0.0, True), (0.0, False), (0.48, True), (0.5, True)]
+    ]
+    assert landed == [0.5, 2.0, 2.0, 2.0]
+    assert not bool(bend.endless())
+    up = path.join(d, jnp.array([-1.0, 0, 0]))
+    assert bool(path.bend(x, trial, up, lambda: jnp.array(-1.0)).endless())
+    np.testing.assert_array_equal(path.gradient(trial), [0, 1, 1])
 
 
 def test_a_bound_next_to_a_trial_is_met():
