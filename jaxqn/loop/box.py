@@ -115,8 +115,9 @@ def _at(box: Box, x: ArrayTree, alpha: Array, plan: BentPlan) -> ArrayTree:
     """P(x − alpha d); next to a bound it is that bound, since x + (u − x) need not be u."""
 
     def of_leaf(x: Array, d: Array, low: Array, up: Array) -> Array:
-        z = x - alpha.astype(x.dtype) * d
-        rounding = 4 * eps(x.dtype) * jnp.maximum(jnp.abs(x), jnp.abs(z))
+        z = jnp.clip(x - alpha.astype(x.dtype) * d, low, up)
+        size = jnp.minimum(jnp.maximum(jnp.abs(x), jnp.abs(z)), jnp.finfo(x.dtype).max)
+        rounding = 4 * eps(x.dtype) * size
         z = jnp.where(z - low <= rounding, low, z)
         return jnp.where(up - z <= rounding, up, z)
 

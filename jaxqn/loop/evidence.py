@@ -174,6 +174,7 @@ def assess_model(
     quiet, ends = computed_once(asked & quiet, asked & ends)
     digit = eps(new.f.dtype)
     falls = falls_without_bound(outcome.trial.f, outcome.slopes.trial, now.f_first)
+    falls = falls if outcome.slopes.endless is None else falls & outcome.slopes.endless
     prospects = Prospects(
         decrease,
         negligible=(decrease <= digit**2 * now.f_first)
@@ -181,7 +182,7 @@ def assess_model(
         settled=quiet | ends | (now.jac_norm <= tol.gtol),
         at_minimum=ends,
         doubts_values=judged.failed & (now.noise > 2 * run.now.noise) & ~quiet & ~ends,
-        unbounded=falls & ~run.first & outcome.slopes.endless,
+        unbounded=falls & ~run.first,
     )
     return curvature, now, prospects
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxqn._typing import Array, ArrayTree
 from jaxqn.linalg import computed_once, eps, far_apart, last_digits, power_of_two, vectors
@@ -77,7 +76,7 @@ def line(linesearch: LineSearch) -> Globalization:
 
 def _sizes(state: LoopState, trial: Point, run: Run) -> list[Array]:
     """The largest entries of the gradient by z and by x, and of a unit step in last digits of x."""
-    g, step = run.path.gradient(trial), run.path.tangent(trial, state.plan)
+    g, step = run.path.gradient(trial), run.path.tangent(state.point, state.plan)
     digits = jax.tree.map(last_digits, step, state.point.x)
     by_x = run.path.stationarity(trial, state.x_scale, run.now.g_scale)
     if by_x is g:
@@ -130,7 +129,7 @@ def _judge(
     below_rounding = 0.5 * jnp.abs(dphi0) <= rounding
     stalled = failed & values_agree & (state.flags.steepest | below_rounding)
     judged = Judgement(accepted, took_lowest, is_lowest, failed, stalled, moved)
-    endless = np.True_ if bend is None else bend.endless()
+    endless = None if bend is None else bend.endless()
     return search, Slopes(dphi0, dphi, noise, endless), judged
 
 

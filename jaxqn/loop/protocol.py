@@ -100,7 +100,8 @@ class Slopes(NamedTuple):
       start: at alpha = 0.
       trial: at the trial.
       noise: the noise of f that the search has met, 0 for none.
-      endless: whether some variable moves on for ever along the path, and meets no bound.
+      endless: whether some variable moves on for ever along the path, and meets no bound;
+        ``None`` where there are none.
     """
 
     start: Array

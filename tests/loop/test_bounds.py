@@ -279,6 +279,23 @@ def test_the_path_bends():
     np.testing.assert_array_equal(path.gradient(trial), [0, 1, 1])
 
 
+def test_a_refused_trial_in_a_corner_ends_no_search():
+    """There every variable is held; the next trial is shorter, and moves them again."""
+    rng = np.random.default_rng(1)
+    Q = np.linalg.qr(rng.normal(size=(20, 20)))[0]
+    B, c = Q * np.logspace(0, 3, 20) @ Q.T, rng.normal(size=20)
+    result = minimize(lambda x: 0.5 * (x - c) @ (B @ (x - c)), jnp.zeros(20), bounds=(-0.3, 0.3))
+    assert status(result) is Status.CONVERGED
+    assert float(result.fun) == pytest.approx(1227.9214, rel=1e-6)
+
+
+def test_a_step_out_of_range_meets_its_own_bound():
+    path = bent(Box(jnp.array([-1.0, -1.0]), jnp.array([INF, 2.0])))
+    d = jnp.array([-1e300, -1e300])
+    z = path.at(jnp.zeros(2), jnp.array(1e300), path.join(d, d))
+    np.testing.assert_array_equal(z, [INF, 2])
+
+
 def test_a_bound_next_to_a_trial_is_met():
     """x + (u − x) need not be u: within rounding of a bound the trial is that bound."""
     rng = np.random.default_rng(0)
