@@ -41,6 +41,39 @@ def test_a_far_start_makes_no_test_vacuous(method, dtype):
         assert believed[:2].all()
 
 
+def test_what_a_run_knows_of_the_curvature():
+    """Trial by trial: the bound of each pair, and how earlier ones fade."""
+    value_and_grad = jax.jit(jax.value_and_grad(rosenbrock))
+    small, state, faded = np.finfo(float).eps, None, 0
+    for count in range(1, 30):
+        before = state
+        state = minimize(
+            rosenbrock,
+            jnp.array([-30.0, 5.0]),
+            maxfun=count,
+            **({"x_scale": 1.0} if before is None else {"state": before}),
+        ).state
+        if before is None or state.g_scale != before.g_scale:
+            continue
+        x, root, scale = before.point.x, before.scales.curvature, float(before.g_scale)
+        trial = x - before.search.alpha * before.plan
+        f, g = value_and_grad(trial)
+        s, g0, g = trial - x, before.point.g, g / scale
+        first, last, moved = float(s @ g0), float(s @ g), int(state.nit) > int(before.nit)
+        sy, shows = last - first, last - first > 100 * small * max(abs(first), abs(last))
+        error = abs(float(f - before.point.f) - 0.5 * scale * (first + last))
+        bend = 12 * max(error - 10 * small * abs(float(before.point.f)), 0) / (scale * sy)
+        share = jnp.max(root * jnp.abs(s) / (root * jnp.abs(trial) + 1e-3 * before.measures.extent))
+        expected = root
+        if shows and (moved or bend < 1):
+            fade = 0.77 / (1 + bend) / (1 + share) if moved else 1.0
+            bound = jnp.abs(g - g0) / np.sqrt(sy)
+            expected = jnp.maximum(fade * root, bound)
+            faded += bool(moved and share > 0.01 and jnp.any(fade * root > bound))
+        np.testing.assert_allclose(state.scales.curvature, expected, rtol=1e-6)
+    assert faded > 1
+
+
 FAR = {"beale": 1e-3, "kowalik osborne": 1.9e-3, "rosenbrock 6": 4.1}
 """Functions, and the highest of their minima and infima along valleys."""
 
