@@ -234,10 +234,10 @@ def test_a_problem_without_bounds_has_no_active():
 
 
 def test_infinite_bounds_change_no_step(dtype):
-    free = minimize(rosenbrock, jnp.full(3, -1.2, dtype))
-    loose = minimize(rosenbrock, jnp.full(3, -1.2, dtype), bounds=(None, None))
-    assert int(free.nfev) == int(loose.nfev)
-    np.testing.assert_allclose(free.x, loose.x, rtol=1e-5)
+    x0 = jnp.full(3, -1.2, dtype)
+    free, loose = (minimize(rosenbrock, x0, maxfun=15, **b) for b in ({}, {"bounds": (None, None)}))
+    assert int(free.nit) == int(loose.nit)
+    np.testing.assert_allclose(free.x, loose.x, rtol=1e-3 if dtype == jnp.float32 else 1e-9)
 
 
 @pytest.mark.parametrize("search", [jaxqn.wolfe(c2=0.5), jaxqn.backtracking()])
