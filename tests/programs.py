@@ -16,7 +16,7 @@ batching.defvectorized(marker_p)
 
 
 def jit_as_shipped(fun):
-    """``jax.jit`` with XLA's default emitters, for tests that compare the digits of two programs."""
+    """``jax.jit`` with XLA's default emitters, where a test compares digits of two programs."""
     older = OLDER_EMITTERS in os.environ["XLA_FLAGS"]
     options = {"xla_cpu_use_fusion_emitters": True} if older else None
     return jax.jit(fun, compiler_options=options)
