@@ -2,15 +2,17 @@
 
 Compiling takes most of the suite's time, so that it leaves out what JAX calls most optimisations:
 those of machine code, which come after everything that is counted here. Documents and notebooks
-run with all of them, as for a user. Where XLA for CPUs takes the flag, its older emitters of fused
-loops make machine code in half of the time.
+run with all of them, as for a user, in processes of their own. Where XLA for CPUs takes the flag,
+its older emitters of fused loops make machine code in half of the time.
 """
 
 import gc
 import os
+import subprocess
+import sys
 from pathlib import Path
 
-from xla_flags import flags_of_the_suite
+from xla_flags import EIGHT_DEVICES, flags_of_the_suite
 
 os.environ["XLA_FLAGS"] = flags_of_the_suite(os.environ.get("XLA_FLAGS", ""))
 
@@ -25,27 +27,16 @@ STRICT = {
     "jax_numpy_rank_promotion": "raise",
     "jax_disable_most_optimizations": True,
 }
-AS_SHIPPED = {
-    "jax_enable_x64": False,
-    "jax_numpy_dtype_promotion": "standard",
-    "jax_numpy_rank_promotion": "allow",
-    "jax_disable_most_optimizations": False,
-}
-
-
-def configure(settings):
-    for name, value in settings.items():
-        jax.config.update(name, value)
-
-
-configure(STRICT)
+for name, value in STRICT.items():
+    jax.config.update(name, value)
 # A compilation read from disk would hide what compiling costs, and every trace count with it.
 jax.config.update("jax_enable_compilation_cache", False)
 
 
 def pytest_collection_modifyitems(items):
     """Long documents come first, so that no worker is alone with one at the end."""
-    items.sort(key=lambda item: item.path.stem not in ("test_notebooks", "test_readme"))
+    long = ("test_notebooks", "test_readme", "test_doctests")
+    items.sort(key=lambda item: item.path.stem not in long)
 
 
 @pytest.fixture
@@ -74,8 +65,17 @@ def dtype(request):
 
 
 @pytest.fixture
-def jax_as_shipped():
-    """JAX as a user finds it: float32, standard promotion. What documents run under."""
-    configure(AS_SHIPPED)
-    yield
-    configure(STRICT)
+def run_as_shipped():
+    """Runs a file under the settings of JAX and XLA that a user has, and returns what it prints.
+
+    Warnings are errors, as in the suite, and the devices are eight.
+    """
+
+    def run(path):
+        command = [sys.executable, "-W", "error", str(path)]
+        environment = os.environ | {"XLA_FLAGS": EIGHT_DEVICES}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    return run

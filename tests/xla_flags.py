@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+EIGHT_DEVICES = "--xla_force_host_platform_device_count=8"
 OLDER_EMITTERS = "--xla_cpu_use_fusion_emitters=false"
 """The older emitters of fused loops on CPUs: machine code in half of the time."""
 
@@ -12,7 +13,7 @@ def flags_of_the_suite(flags: str) -> str:
     """The given flags, eight virtual devices, and the older emitters where XLA has them."""
     if OLDER_EMITTERS in flags:  # a worker has those of its controller
         return flags
-    flags += " --xla_force_host_platform_device_count=8"
+    flags = f"{flags} {EIGHT_DEVICES}"
     return f"{flags} {OLDER_EMITTERS}" if _is_known(OLDER_EMITTERS) else flags
 
 

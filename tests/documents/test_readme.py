@@ -6,15 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 README = Path(__file__).parents[2] / "README.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```", README.read_text("utf-8"), re.DOTALL | re.MULTILINE)
 
 
-@pytest.mark.usefixtures("jax_as_shipped")
-def test_the_readme_runs():
+def test_the_readme_runs(run_as_shipped):
     assert len(BLOCKS) >= 7
+    run_as_shipped(Path(__file__))
+
+
+def run_the_blocks():
     namespace = {"__name__": "readme"}
     for number, block in enumerate(BLOCKS):
         exec(compile(block, f"README.md, Python block {number}", "exec"), namespace)
@@ -47,3 +48,7 @@ def test_a_program_is_kept_for_the_next_process(tmp_path):
     out, kept = run()
     assert any(name.startswith("jit__run-") for name in kept)
     assert run() == (out, kept)
+
+
+if __name__ == "__main__":
+    run_the_blocks()
