@@ -51,11 +51,18 @@ CROWDED = 20_000
 
 @pytest.fixture(autouse=True, scope="module")
 def bounded_programs():
-    """Gives compiled programs up after a module, once there are many."""
+    """Gives compiled programs up after a module, once there are many.
+
+    Until then, what the modules before left behind is no matter for the collector of garbage, which
+    would look at all of it again and again.
+    """
+    gc.collect()
+    gc.freeze()
     yield
     maps = Path("/proc/self/maps")
     if not maps.exists() or len(maps.read_bytes().splitlines()) > CROWDED:
         jax.clear_caches()
+        gc.unfreeze()
         gc.collect()
 
 
