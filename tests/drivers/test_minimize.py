@@ -546,18 +546,24 @@ def test_a_long_run_has_room_for_ten_vectors_beside_its_history():
     assert memory.temp_size_in_bytes < (2 * m + 10.5) * n * 8
 
 
+def edged(x, edge):
+    """The valley, and a step up beyond an edge."""
+    return rosenbrock(x) + jnp.where(jnp.min(x) < edge, 1e3, 0)
+
+
+def edged_anew(x, edge):
+    """The same as another function, which is compiled anew."""
+    return edged(x, edge)
+
+
 @pytest.mark.parametrize("method", ["osbfgs", "lbfgs"])
 @pytest.mark.parametrize("edge", [-np.inf, -1.3], ids=["smooth", "with an edge"])
 def test_branches_around_long_vectors_give_what_selects_do(method, edge, monkeypatch):
     """Both with refused trials, and the second with failed searches too."""
-
-    def fun(x):
-        return rosenbrock(x) + jnp.where(jnp.min(x) < edge, 1e3, 0)
-
     x0 = jnp.array([-1.2, 1.0, -1.2, 1.0])
-    short = minimize(fun, x0, method=method)
+    short = minimize(edged, x0, (edge,), method=method)
     monkeypatch.setattr(vectors, "LONG", 1)
-    long = minimize(lambda x: fun(x), x0, method=method)  # another function, compiled anew
+    long = minimize(edged_anew, x0, (edge,), method=method)
     assert short.nfev > short.nit + 1
     assert (status(long), int(long.nit)) == (status(short), int(short.nit))
     assert int(long.nfev) == int(short.nfev)
