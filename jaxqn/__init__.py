@@ -27,13 +27,15 @@ from jaxqn.formulas import (
     sr1_update,
     ssbfgs_update,
     ssbroyden_update,
+    structured_update,
+    trust_region_step,
     wedderburn,
 )
 from jaxqn.formulas import rules as rules
 from jaxqn.formulas import updates as updates
 from jaxqn.linalg import Eigenpairs, eigenpairs, hessian_eigenpairs
 from jaxqn.linesearch import LineSearch, backtracking, wolfe
-from jaxqn.loop import MESSAGES, Status
+from jaxqn.loop import MESSAGES, Status, sum_of_squares
 from jaxqn.quasi_newton import METHODS as _METHODS
 from jaxqn.quasi_newton import (
     QuasiNewton,
@@ -45,6 +47,7 @@ from jaxqn.quasi_newton import (
     lsr1_memory,
     same_batch_pair,
     stored_pairs,
+    structured,
 )
 from jaxqn.transforms import (
     bfgs,
@@ -147,6 +150,10 @@ __all__ = [
     "ssbroyden",
     "ssbroyden_update",
     "stored_pairs",
+    "structured",
+    "structured_update",
+    "sum_of_squares",
+    "trust_region_step",
     "wedderburn",
     "wolfe",
 ]

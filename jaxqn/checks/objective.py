@@ -16,6 +16,8 @@ __all__ = [
     "check_aux",
     "check_callback",
     "check_hashable",
+    "check_loss",
+    "check_residuals",
     "scalar_value",
     "split_aux",
 ]
@@ -29,15 +31,15 @@ NEEDS_A_NUMBER = (
 """What JAX raises where Python needs the value of an array that is being traced."""
 
 
-def check_hashable(fun: Callable[..., Any]) -> None:
+def check_hashable(fun: Callable[..., Any], name: str = "fun") -> None:
     """``fun`` must be callable, and hashable to serve as a key of compiled programs."""
     if not callable(fun):
-        raise TypeError(f"fun must be a function of x, but it is a {type(fun).__name__}")
+        raise TypeError(f"{name} must be a function of x, but it is a {type(fun).__name__}")
     try:
         hash(fun)
     except TypeError as error:
         raise TypeError(
-            f"fun (a {type(fun).__name__}) cannot be hashed, so its compiled program could not be "
+            f"{name} (a {type(fun).__name__}) cannot be hashed, so its compiled program could not be "
             "found again: wrap it in a function and pass its arrays through args"
         ) from error
 
@@ -97,6 +99,30 @@ def check_aux(aux: Any) -> None:
                 f"aux{jax.tree_util.keystr(path)}, which fun returns beside its value, is "
                 f"{described(leaf)}: aux may hold arrays and numbers only"
             )
+
+
+def check_loss(loss: Any, known: Any) -> None:
+    """Raise unless the loss is the name of a known one, or a function."""
+    if isinstance(loss, str) and loss not in known:
+        raise ValueError(f"unknown loss {loss!r}; the known ones are {', '.join(sorted(known))}")
+    if not isinstance(loss, str):
+        check_hashable(loss, "loss")
+
+
+def check_residuals(r: Any) -> None:
+    """Raise unless the residuals are a pytree of real floating arrays, with an entry at least."""
+    leaves = jax.tree_util.tree_flatten_with_path(r)[0]
+    for path, leaf in leaves:
+        name = f"residuals(x){jax.tree_util.keystr(path)}"
+        dtype = getattr(leaf, "dtype", None)
+        if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+            what = described(leaf) if dtype is None else str(dtype)
+            raise TypeError(
+                f"{name} must be an array of real floating numbers, but it is {what}; return "
+                "complex residuals as (r.real, r.imag)"
+            )
+    if not sum(leaf.size for _, leaf in leaves):
+        raise ValueError("residuals(x) must have an entry at least, but it is empty")
 
 
 def scalar_value(value: Any, name: str = "fun") -> Array:

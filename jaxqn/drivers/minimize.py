@@ -39,7 +39,7 @@ def minimize(
     args: tuple[Any, ...] = (),
     *,
     bounds: Any = None,
-    method: str | QuasiNewton = DEFAULTS["method"],
+    method: str | QuasiNewton | None = None,
     linesearch: LineSearch | None = None,
     gtol: Any = None,
     ftol: Any = 0.0,

@@ -12,6 +12,7 @@ from jaxqn.formulas.kronecker import (
     side_by_rank_one,
     white_side,
 )
+from jaxqn.formulas.losses import LOSSES, Loss, rho_and_weight
 from jaxqn.formulas.low_rank import rank_one, rank_two, sherman_morrison
 from jaxqn.formulas.rank_one_corrections import rank_one_correction, wedderburn
 from jaxqn.formulas.rules import (
@@ -34,6 +35,8 @@ from jaxqn.formulas.spectral import (
     spectral_correction,
     spectral_inverse,
 )
+from jaxqn.formulas.structured import structured_update
+from jaxqn.formulas.subproblem import TrustRegionStep, hebden, trust_region_step
 from jaxqn.formulas.updates import (
     bfgs_update,
     broyden_update,
@@ -45,11 +48,14 @@ from jaxqn.formulas.updates import (
 )
 
 __all__ = [
+    "LOSSES",
     "Correction",
+    "Loss",
     "Pair",
     "Rule",
     "Side",
     "SpectralCorrection",
+    "TrustRegionStep",
     "bfgs_rule",
     "bfgs_update",
     "broyden_rule",
@@ -61,6 +67,7 @@ __all__ = [
     "dfp_update",
     "has_curvature",
     "in_range",
+    "hebden",
     "kronecker_direction",
     "osbfgs_rule",
     "osbfgs_update",
@@ -69,6 +76,7 @@ __all__ = [
     "rank_one",
     "rank_one_correction",
     "rank_two",
+    "rho_and_weight",
     "rules",
     "sherman_morrison",
     "side_by_factorisation",
@@ -81,6 +89,8 @@ __all__ = [
     "ssbfgs_update",
     "ssbroyden_rule",
     "ssbroyden_update",
+    "structured_update",
+    "trust_region_step",
     "updates",
     "wedderburn",
     "white_side",

@@ -20,15 +20,18 @@ from jaxqn.linalg.numerics import (
     widest,
 )
 from jaxqn.linalg.packing import is_packed, packing, pooled, repack, unpacked
+from jaxqn.linalg.small_systems import Factor, factorised, solved
 
 __all__ = [
     "HIGHEST",
     "Eigenpairs",
+    "Factor",
     "compute_if",
     "computed_once",
     "dot",
     "eigenpairs",
     "eps",
+    "factorised",
     "far_apart",
     "hessian_eigenpairs",
     "inner",
@@ -40,6 +43,7 @@ __all__ = [
     "power_of_two",
     "repack",
     "safe_divide",
+    "solved",
     "stacks",
     "unpacked",
     "update_if",

@@ -105,8 +105,13 @@ def _flat(*vectors: ArrayTree) -> list[Array]:
     return arrays if flat and len({v.dtype for v in arrays}) == 1 else []
 
 
-def masked(mask: ArrayTree, v: ArrayTree) -> ArrayTree:
-    """The vector, or rows of a stack, where a mask like the vector holds; 0 elsewhere."""
+def masked(mask: ArrayTree | None, v: ArrayTree) -> ArrayTree:
+    """The vector, or rows of a stack, where a mask like the vector holds; 0 elsewhere.
+
+    Without a mask, the vector itself.
+    """
+    if mask is None:
+        return v
     return jax.tree.map(lambda mask, a: jnp.where(mask, a, 0), mask, v)
 
 

@@ -1,7 +1,7 @@
 """The one loop: what a run carries, a trip through it, and when it ends."""
 
 from jaxqn.loop.box import Box, active, bent, inside
-from jaxqn.loop.path import Path, straight
+from jaxqn.loop.path import Path, face_of, straight
 from jaxqn.loop.problem import (
     DEFAULTS,
     MinimizeOptions,
@@ -12,6 +12,7 @@ from jaxqn.loop.problem import (
     tolerances,
 )
 from jaxqn.loop.protocol import Method
+from jaxqn.loop.residuals import SumOfSquares, sum_of_squares
 from jaxqn.loop.state import LoopState, Point, Scales, Tally
 from jaxqn.loop.status import MESSAGES, Status, succeeded
 from jaxqn.loop.termination import Tolerances
@@ -30,12 +31,14 @@ __all__ = [
     "Problem",
     "Scales",
     "Status",
+    "SumOfSquares",
     "Tally",
     "Tolerances",
     "active",
     "bent",
     "box_of",
     "completed",
+    "face_of",
     "from_scaled",
     "gradient_from_scaled",
     "gradient_to_scaled",
@@ -45,6 +48,7 @@ __all__ = [
     "run",
     "straight",
     "succeeded",
+    "sum_of_squares",
     "tolerances",
     "trip",
 ]

@@ -29,7 +29,6 @@ from jaxqn.linesearch import Bend
 from jaxqn.loop.path import Path
 from jaxqn.loop.state import Point
 from jaxqn.loop.units import from_scaled, gradient_from_scaled
-from jaxqn.quasi_newton import Face
 
 __all__ = ["BentPlan", "Box", "active", "bent", "finite_multipliers", "inside"]
 
@@ -101,10 +100,10 @@ def bent(box: Box) -> Path:
         at=functools.partial(_at, box),
         tangent=functools.partial(_tangent, box),
         gradient=lambda point: _kept(box, point.x, point.g),
-        restrict=lambda point, v: vectors.masked(_free(box, point), v),
+        free=functools.partial(_free, box),
+        room=functools.partial(_room, box),
         stationarity=functools.partial(_stationarity, box),
         bend=functools.partial(_bend, box),
-        face=functools.partial(_face, box),
         aim=functools.partial(_aim, box),
         join=BentPlan,
         product=lambda plan: plan.Hg,
@@ -131,6 +130,12 @@ def _free(box: Box, point: Point) -> ArrayTree:
         return ~(((x <= low) & (g >= 0)) | ((x >= up) & (g <= 0)) | (low >= up))
 
     return jax.tree.map(of_leaf, point.x, point.g, box.lower, box.upper)
+
+
+def _room(box: Box, point: Point) -> tuple[ArrayTree, ArrayTree]:
+    """What every variable may change by, down and up."""
+    below, above = (jax.tree.map(jnp.subtract, bound, point.x) for bound in box)
+    return below, above
 
 
 def _kept(box: Box, x: ArrayTree, v: ArrayTree) -> ArrayTree:
@@ -200,10 +205,3 @@ def _endless(box: Box, plan: BentPlan) -> Array:
 
     leaves = jax.tree.leaves(jax.tree.map(of_leaf, plan.d, box.lower, box.upper))
     return functools.reduce(jnp.logical_or, leaves)
-
-
-def _face(box: Box, point: Point, new: Point, may_rescale: Array) -> Face:
-    before, free = _free(box, point), _free(box, new)
-    differ = [jnp.any(a != b) for a, b in zip(*map(jax.tree.leaves, (before, free)), strict=True)]
-    changed = functools.reduce(jnp.logical_or, differ)
-    return Face(free, changed, vectors.masked(free, point.g), may_rescale)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxqn._typing import Array, ArrayTree
 from jaxqn.linalg import eps, vectors
 from jaxqn.linesearch import rounding_noise
+from jaxqn.loop.path import face_of
 from jaxqn.loop.protocol import Judgement, Outcome, Prospects, Run
 from jaxqn.loop.state import LoopState, Measures, Point
 
@@ -40,7 +41,7 @@ def correct(
 ) -> Corrected:
     """H corrected by (s, y), or made anew from second derivatives, and its product with g."""
     qn, new, moved, path = run.method.qn, outcome.point, outcome.judged.moved, run.path
-    face = path.face(state.point, new, state.flags.may_rescale)
+    face = face_of(path, state.point, new, state.flags.may_rescale)
     g, Hg, renew = path.gradient(new), path.product(state.plan), qn.renew
     if renew is None:
         if face is None:

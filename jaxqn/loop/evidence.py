@@ -229,6 +229,6 @@ def _evidence(new: Point, root: ArrayTree, now: Measures, xx: Array, run: Run) -
         return jnp.where(reach * jnp.abs(g) > invisible, g / root, 0)
 
     ratio = jax.tree.map(in_units_of_curvature, g, root)
-    sizes = run.path.restrict(new, jax.tree.map(jnp.multiply, root, new.x))
+    sizes = vectors.masked(run.path.free(new), jax.tree.map(jnp.multiply, root, new.x))
     xg = jax.tree.map(jnp.multiply, new.x, g)
     return vectors.products((sizes, sizes), (ratio, ratio), (xg, xg))

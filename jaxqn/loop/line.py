@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxqn._typing import Array, ArrayTree
-from jaxqn.linalg import computed_once, eps, far_apart, last_digits, power_of_two, vectors
+from jaxqn.linalg import computed_once, eps, far_apart, last_digits, power_of_two, vectors, where
 from jaxqn.linesearch import (
     LineSearch,
     agreement,
@@ -64,7 +64,8 @@ def line(linesearch: LineSearch) -> Globalization:
     return Globalization(
         init,
         at,
-        measure,
+        may_accept=lambda _state, f, run: run.running & jnp.isfinite(f),
+        measure=measure,
         judge=functools.partial(_judge, linesearch),
         replan=functools.partial(_replan, linesearch),
     )
@@ -158,7 +159,9 @@ def _replan(
         state, new, approx, plan, squares, now, curvature, prospects, judged, run
     )
     steepest = restarts | (state.flags.steepest & (run.first | ~judged.moved))
-    search = _aim(linesearch, state, outcome, new, now, steepest, prospects, run)
+    begins = judged.moved | restarts | prospects.doubts_values
+    fresh = _aim(linesearch, state, outcome, new, now, steepest, prospects, run)
+    search = where(begins, fresh, outcome.search)
     return Replanned(new, s, approx, curvature, plan, search, now, prospects, restarts, steepest)
 
 

@@ -28,6 +28,8 @@ from jaxqn.loop.box import Box, bent, finite_multipliers, inside
 from jaxqn.loop.line import line
 from jaxqn.loop.path import Path, straight
 from jaxqn.loop.protocol import Method
+from jaxqn.loop.region import region
+from jaxqn.loop.residuals import SumOfSquares, linearised, nothing_linearised
 from jaxqn.loop.state import LoopState, Point
 from jaxqn.loop.termination import Tolerances, noise_rtol
 from jaxqn.loop.trip import Evaluate, Second, start
@@ -55,7 +57,7 @@ class MinimizeOptions(TypedDict, total=False):
     """The options that every driver takes; :func:`jaxqn.minimize` documents them."""
 
     bounds: Any
-    method: str | QuasiNewton
+    method: str | QuasiNewton | None
     linesearch: LineSearch | None
     gtol: Any
     ftol: Any
@@ -67,9 +69,15 @@ class MinimizeOptions(TypedDict, total=False):
     x_scale: Any
 
 
+DEFAULT_METHOD = "osbfgs"
+"""The method of an objective that says nothing more of itself than its value."""
+
+ITERATIONS = 8
+"""Factorisations that a step within a trust region may take."""
+
 DEFAULTS: MinimizeOptions = {
     "bounds": None,
-    "method": "osbfgs",
+    "method": None,
     "linesearch": None,
     "gtol": None,
     "ftol": 0.0,
@@ -104,10 +112,16 @@ class Problem(NamedTuple):
       bounded: whether there are bounds.
     """
 
-    objective: Callable[..., Any]
+    objective: Any
     method: Method
     has_aux: bool
     bounded: bool
+
+    @property
+    def residuals(self) -> Any:
+        """The function of residuals, where the method looks into the objective; else ``None``."""
+        looks = self.method.qn.needs == "jacobian"
+        return self.objective.residuals if looks else None
 
     def vector(self, x: ArrayTree) -> tuple[ArrayTree, Callable[[ArrayTree], ArrayTree]]:
         """``x`` as the method wants it, flat or in large pieces, and the way back."""
@@ -138,12 +152,13 @@ class Problem(NamedTuple):
 
     def start(self, x0: ArrayTree, args: Any, H0: Any, x_scale: Any, box: Box | None) -> LoopState:
         """The state before the first evaluation, in units of ``x_scale`` or of the sizes in x0."""
-        aux = None
+        aux = linear = None
         x0 = x0 if box is None else inside(x0, box)
         if self.has_aux:
 
             def output() -> Any:
-                aux = split_aux(called(self.objective, x0, args))[1]
+                out = called(self.residuals or self.objective, x0, args)
+                aux = split_aux(out)[1]
                 check_aux(aux)
                 return aux
 
@@ -152,7 +167,7 @@ class Problem(NamedTuple):
         x, given = self.vector(x0)[0], x_scale is not None
         if x_scale is not None:
             x_scale = jax.tree.map(power_of_two, self.vector(x_scale)[0])
-        elif vectors.size(x) <= MAX_AUTOMATIC:
+        elif vectors.size(x) <= MAX_AUTOMATIC and self.method.qn.model is None:
             x_scale = automatic(x) if H0 is None else jax.tree.map(jnp.ones_like, x)
         if H0 is not None:
             dense = self.method.qn.dense
@@ -161,7 +176,11 @@ class Problem(NamedTuple):
         if box is not None:  # where the first trip evaluates
             zeros = jax.tree.map(jnp.zeros_like, z)
             z = path.at(z, jnp.zeros((), vectors.tree_dtype(z)), path.join(zeros, zeros))
-        return start(z, aux, self.method, H0, x_scale, path, given=given)
+        if self.residuals is not None:
+            linear = nothing_linearised(self.objective, x0, args, z.size)
+        nothing = jnp.zeros((), vectors.tree_dtype(z))
+        first = Point(z, nothing, jax.tree.map(jnp.zeros_like, z), aux, linear)
+        return start(first, self.method, H0, x_scale, path, given=given)
 
     def on_vectors(
         self, x0: ArrayTree, args: Any, box: Box | None, x_scale: Any
@@ -170,15 +189,25 @@ class Problem(NamedTuple):
         vector, back = self.vector(x0)
         dtype, box_z = jax.tree.leaves(vector)[0].dtype, self.box_of_vectors(box, x_scale)
 
-        def fun(z: ArrayTree) -> tuple[Array, Any]:
+        def at(fun: Callable[..., Any], z: ArrayTree) -> Any:
             x = back(from_scaled(z, x_scale))
             if box is not None and x_scale is not None:
                 x = inside(x, box)  # to the last bit, also where a bound over a unit is subnormal
-            out = called(self.objective, x, args)
+            return called(fun, x, args)
+
+        def fun(z: ArrayTree) -> tuple[Array, Any]:
+            out = at(self.objective, z)
             value, aux = split_aux(out) if self.has_aux else (out, None)
             return scalar_value(value).astype(dtype), aux
 
-        def evaluate(z: ArrayTree, g_scale: Array) -> Point:
+        def residuals(z: Array) -> tuple[Array, Any]:
+            r, aux = self.objective.flat(at(self.residuals, z))
+            return r.astype(dtype), aux
+
+        def evaluate(z: ArrayTree, point: Point, g_scale: Array, may_accept: Any) -> Point:
+            if self.residuals is not None:
+                trial = linearised(self.objective, residuals, z, point, may_accept)
+                return _without_derivative(trial)
             f, pull_back, aux = jax.vjp(fun, z, has_aux=True)
             (g,) = pull_back(1 / g_scale)
             point = Point(z, f, g, aux)
@@ -206,14 +235,27 @@ def _refuse(primals: Any, tangents: Any) -> Any:
 def problem_of(fun: Any, args: Any, options: MinimizeOptions) -> Problem:
     """The problem that a front door was given, checked."""
     method, linesearch = options["method"], options["linesearch"]
+    squares, has_aux = isinstance(fun, SumOfSquares), options["has_aux"]
+    if squares:
+        has_aux = has_aux or fun.has_aux
+        fun = fun._replace(has_aux=has_aux)
+    if method is None:
+        method = "structured" if squares else DEFAULT_METHOD
     qn = method_by_name(method) if isinstance(method, str) else method
     bounded = options["bounds"] is not None
     check_method(qn, bounded=bounded)
-    linesearch = wolfe() if linesearch is None else linesearch
-    check_linesearch(linesearch, bends=bounded)
     check_args(args)
     check_hashable(fun)
-    return Problem(fun, Method(qn, line(linesearch)), options["has_aux"], bounded)
+    if qn.needs == "jacobian" and not squares:
+        raise TypeError(
+            "this method is made from residuals: hand over jaxqn.sum_of_squares(residuals) for fun"
+        )
+    if qn.model is not None and linesearch is not None:
+        raise ValueError("this method steps within a trust region: it takes no linesearch")
+    linesearch = wolfe() if linesearch is None else linesearch
+    check_linesearch(linesearch, bends=bounded)
+    globalization = line(linesearch) if qn.model is None else region(ITERATIONS)
+    return Problem(fun, Method(qn, globalization), has_aux, bounded)
 
 
 def box_of(options: MinimizeOptions, x0: ArrayTree) -> Box | None:

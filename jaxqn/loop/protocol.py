@@ -9,6 +9,8 @@ The loop (:mod:`jaxqn.loop.trip`) knows these values by their verbs alone:
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from jaxqn._typing import Array, ArrayTree
 from jaxqn.linalg import compute_if, update_if
 from jaxqn.loop.path import Path
@@ -36,14 +38,18 @@ class Globalization(NamedTuple):
         vector and the scalars 0 and 1 in the dtype of the run. ``search.alpha`` is the size of the
         step to try next: a step length here, a radius for a trust region.
       at: ``(x, alpha, plan, path) -> x``, the point to try; called at every trip.
+      may_accept: ``(state, f, run) -> `` whether a trial of that value may be accepted; where not,
+        its Jacobian is not needed. A line search needs the slope of every trial.
       measure: ``(state, trial, run) -> (g_size, jac_size)``, the largest entry of what vanishes at
         a solution, by z and by x; for a line the gradient.
       judge: ``(state, trial, run) -> (search, slopes, Judgement)``.
-      replan: ``(state, outcome, run, second) -> Replanned``: correct H, and say where to go next.
+      replan: ``(state, outcome, run, second) -> Replanned``: correct the model, and say where to go
+        next.
     """
 
     init: Callable[..., tuple[Any, Any]]
     at: Callable[[ArrayTree, Array, Any, Path], ArrayTree]
+    may_accept: Callable[..., Array]
     measure: Callable[..., tuple[Array, Array]]
     judge: Callable[..., tuple[Any, Any, "Judgement"]]
     replan: Callable[..., "Replanned"]
@@ -139,6 +145,7 @@ class Outcome(NamedTuple):
       g_scale: what gradients are divided by from now on.
       slopes: what ``Globalization.judge`` found beside its judgement.
       judged: its judgement.
+      search: state of the search that judged it.
       point: the next point; the old one where the trial was held.
       lowest: the lowest trial of the search.
     """
@@ -148,6 +155,7 @@ class Outcome(NamedTuple):
     g_scale: Array
     slopes: Any
     judged: Judgement
+    search: Any
     point: Point
     lowest: LineTrial
 
@@ -162,6 +170,7 @@ class Prospects(NamedTuple):
       at_minimum: whether the trip showed a minimum, to the precision of f or of its gradient.
       doubts_values: whether a search failed for noise of f that no search had met before.
       unbounded: whether f falls below any scale of the run.
+      singular: whether some parameter has lost its effect on the residuals.
     """
 
     decrease: Array
@@ -170,6 +179,7 @@ class Prospects(NamedTuple):
     at_minimum: Array
     doubts_values: Array
     unbounded: Array
+    singular: Any = np.False_
 
 
 class Replanned(NamedTuple):
@@ -181,7 +191,7 @@ class Replanned(NamedTuple):
       approx: state of the corrected approximation.
       curvature: see :class:`jaxqn.loop.Scales`.
       plan: what the next trials are made from.
-      search: state of the next search.
+      search: state of the search that goes on.
       now: measures of the next point; the least values are still those before it.
       prospects: what the model says of it.
       restarts: whether the curvature was forgotten.

@@ -22,12 +22,14 @@ class Point(NamedTuple):
       f: value, shape ``()``.
       g: gradient, like ``x``.
       aux: auxiliary output of the objective, or ``None``.
+      linear: the residuals and their linearisation, for a method that needs it, or ``None``.
     """
 
     x: ArrayTree
     f: Array
     g: ArrayTree
     aux: Any
+    linear: Any = None
 
 
 class LineTrial(NamedTuple):

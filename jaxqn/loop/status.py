@@ -21,6 +21,7 @@ class Status(enum.IntEnum):
     NON_FINITE = 8
     STOPPED = 9
     UNBOUNDED = 10
+    SINGULAR = 11
 
 
 MESSAGES: dict[Status, str] = {
@@ -46,6 +47,9 @@ MESSAGES: dict[Status, str] = {
     Status.STOPPED: "Stopped by the callback, or by the target of multi_start.",
     Status.UNBOUNDED: "The objective falls without bound: it is negative and beyond any scale that "
     "the run began with. Look for a sign, a missing penalty or constraint, or a pole in fun.",
+    Status.SINGULAR: "Some parameter has lost its effect on the residuals: its column of the "
+    "Jacobian is nothing beside what it was, so that the residuals do not determine it. Start "
+    "elsewhere, give bounds, or hold it by a lower bound equal to the upper.",
 }
 """What each :class:`Status` means and what to do, as one or two sentences."""
 

@@ -28,15 +28,21 @@ from jaxqn.loop.state import Tally
 from jaxqn.loop.status import Status
 
 __all__ = [
+    "FLAT_LIMIT",
     "LITTLE_OF_F",
     "Tolerances",
     "assess",
     "at_gradient_noise",
+    "at_offset",
     "falls_without_bound",
     "is_short",
+    "little_offset",
+    "lost_column",
+    "lost_columns",
     "noise_rtol",
     "nothing_left",
     "promises_little",
+    "stands_still",
     "vanished",
 ]
 
@@ -164,6 +170,49 @@ def falls_without_bound(f: Array, slope: Array, f_first: Array) -> Array:
     return falls & (f <= -f_first / eps(f.dtype) ** 1.5)
 
 
+def at_offset(offset: Array) -> Array:
+    """Whether residuals are orthogonal to what a change of x can do, as far as rounding shows.
+
+        √(gᵀB⁻¹g / 2f) ≤ max(1e-10, 80 eps),
+
+    the sine of the angle between r and the tangent space, for B = JᵀJ.
+
+    References:
+      Bates & Watts, Technometrics 23 (1981).
+    """
+    return offset <= max(1e-10, 80 * eps(offset.dtype))
+
+
+def stands_still(full: Array, last: Array, x_size: Array) -> Array:
+    """Whether the step to the minimum of the model is nothing beside x, after a short step.
+
+    For residuals that vanish at the solution, where the offset has no limit.
+    """
+    xtol = max(1e-10, 100 * eps(full.dtype))
+    return (full <= xtol * x_size) & (last <= xtol**0.5 * x_size)
+
+
+def little_offset(offset: Array, full: Array, x_size: Array) -> Array:
+    """Whether a run that makes no progress is at a minimum."""
+    return (offset <= 1e-4) | (full <= 1e-6 * x_size)
+
+
+def lost_column(diagonal: Array, D: Array, free: Array | None, f: Array, f_first: Array) -> Array:
+    """Whether some parameter has lost its effect on residuals that are not all 0.
+
+    Its column of the Jacobian is then at rounding level beside its largest so far.
+    """
+    return jnp.any(lost_columns(diagonal, D, free)) & (f > eps(f.dtype) ** 2 * f_first)
+
+
+LOST = 1.0
+
+
+def lost_columns(diagonal: Array, D: Array, free: Array | None) -> Array:
+    lost = diagonal <= eps(D.dtype) ** LOST * D**2
+    return lost if free is None else lost & free
+
+
 def assess(
     tol: Tolerances,
     counts: Array,
@@ -175,6 +224,7 @@ def assess(
     failed: Any = np.False_,
     stalled: Any = np.False_,
     unbounded: Any = np.False_,
+    singular: Any = np.False_,
 ) -> Array:
     """The status after a trip, int32; the first of the tests below that holds wins.
 
@@ -191,15 +241,18 @@ def assess(
       stalled: whether a search failed because rounding hides the decrease, or within the tolerance
         on the gradient.
       unbounded: see :func:`falls_without_bound`.
+      singular: whether some parameter has lost its effect on the residuals.
     """
     nit, nfev, flat, at_minimum = Tally(*counts)
     converged = (jac_norm <= tol.gtol) | ((at_minimum > 0) & (tol.noise_rtol > 0))
+    stalled |= flat >= FLAT_LIMIT
     tests = [
         (~finite, Status.NON_FINITE),
+        (singular & (converged | stalled), Status.SINGULAR),
         (converged, Status.CONVERGED),
         (within_ftol & (tol.ftol > 0), Status.FTOL),
         (within_xtol & (tol.xtol > 0), Status.XTOL),
-        (stalled | (flat >= FLAT_LIMIT), Status.STALLED),
+        (stalled, Status.STALLED),
         (failed, Status.LINE_SEARCH_FAILED),
         (unbounded, Status.UNBOUNDED),
         (nit >= tol.maxiter, Status.MAX_ITER),

@@ -54,20 +54,29 @@ from jaxqn.loop.units import (
 
 __all__ = ["lowest_point", "run", "start", "trip"]
 
-Evaluate = Callable[[ArrayTree, Array], Point]
-"""``(z, g_scale) -> Point``, its gradient divided by ``g_scale``: the objective."""
+Evaluate = Callable[[ArrayTree, Point, Array, Callable[[Array], Array]], Point]
+"""``(z, point, g_scale, may_accept) -> Point``, its gradient divided by ``g_scale``: the objective.
 
-Second = Callable[[ArrayTree], Array]
-"""``z -> `` what ``QuasiNewton.needs`` names: the Hessian."""
+``point`` is where the step to z began, and ``may_accept`` says of a value whether more of the trial
+is needed.
+"""
+
+Second = Callable[..., Array]
+"""Second derivatives, for a method that needs them: ``z -> `` the Hessian, or ``(z, v) -> `` those
+of the residuals along v."""
 
 OnVectors = Callable[[Any], tuple[Evaluate, Second, Path]]
 """``x_scale -> `` the problem over z in these units: its objective, and the path of its steps."""
 
 
 def start(
-    x: ArrayTree, aux: Any, method: Method, H0: Any, x_scale: Any, path: Path, *, given: bool
+    first: Point, method: Method, H0: Any, x_scale: Any, path: Path, *, given: bool
 ) -> LoopState:
-    """The state before the first trip, which evaluates x; in units of ``x_scale``, if ``given``."""
+    """The state before the first trip, which evaluates ``first.x``.
+
+    The other leaves of ``first`` are shapes. The run is in units of ``x_scale``, if ``given``.
+    """
+    x, aux = first.x, first.aux
     dtype, zeros = vectors.tree_dtype(x), jax.tree.map(jnp.zeros_like, x)
     zero, one, inf = jnp.zeros((), dtype), jnp.ones((), dtype), jnp.full((), jnp.inf, dtype)
     lowest = LineTrial(jnp.stack([zero, inf, inf, inf]), g=zeros, aux=aux)
@@ -86,14 +95,14 @@ def start(
     )
     needs_nothing = method.qn.needs == "nothing"
     return LoopState(
-        point=Point(x, f=inf, g=zeros, aux=aux),
+        point=first._replace(f=inf, g=zeros),
         lowest=lowest,
         plan=plan,
         search=search,
         approx=method.qn.init(x, H0),
         flags=Flags(
             steepest=jnp.array(H0 is None and needs_nothing),
-            may_rescale=jnp.array(H0 is None),
+            may_rescale=jnp.array(H0 is None and method.qn.model is None),
             may_choose_units=jnp.array(H0 is None and not given),
         ),
         scalars=jnp.stack(measures),
@@ -117,7 +126,9 @@ def trip(state: LoopState, on_vectors: OnVectors, method: Method, tol: Tolerance
     evaluate, second, path = on_vectors(state.x_scale)
     globalization, this = method.globalization, _begin(state, method, path, tol)
     x = globalization.at(state.point.x, state.search.alpha, state.plan, path)
-    trial = evaluate(x, this.now.g_scale)  # the only place where the objective is called
+    may_accept = functools.partial(globalization.may_accept, state, run=this)
+    # The only place where the objective is called:
+    trial = evaluate(x, state.point, this.now.g_scale, may_accept)
     if method.qn.needs == "nothing" and state.x_scale is not None:
         state, trial = _choose_units(state, trial, this)
         if path is not straight:
@@ -125,16 +136,15 @@ def trip(state: LoopState, on_vectors: OnVectors, method: Method, tol: Tolerance
     sizes, g_scale = _measure(state, trial, this)
     search, slopes, judged = globalization.judge(state, trial, this)
     point, lowest = _commit(state, trial, sizes, g_scale, judged, this)
-    outcome = Outcome(trial, sizes, g_scale, slopes, judged, point, lowest)
+    outcome = Outcome(trial, sizes, g_scale, slopes, judged, search, point, lowest)
     then = globalization.replan(state, outcome, this, second)
-    begins = judged.moved | then.restarts | then.prospects.doubts_values  # a search
     now, tally, status = _conclude(state, then, judged, this)
     none_lower = jnp.stack([jnp.zeros_like(point.f), point.f, now.g_norm, now.jac_norm])
     return LoopState(
         point=then.point,
         lowest=lowest._replace(scalars=jnp.where(judged.moved, none_lower, lowest.scalars)),
         plan=then.plan,
-        search=where(begins, then.search, search),
+        search=then.search,
         approx=then.approx,
         flags=state.flags._replace(steepest=then.steepest),
         scalars=jnp.stack(now),
@@ -203,7 +213,7 @@ def _commit(
 def _recovered(method: Method, path: Path, plan: Any, point: Point, lowest: LineTrial) -> Point:
     """The lowest trial from ``point`` as a point: its x is made again from its alpha."""
     x = method.globalization.at(point.x, lowest.alpha, plan, path)
-    return Point(x, lowest.f, lowest.g, lowest.aux)
+    return Point(x, lowest.f, lowest.g, lowest.aux, point.linear)
 
 
 def _conclude(
@@ -240,6 +250,7 @@ def _conclude(
         stalled=(judged.stalled & ~then.restarts & ~prospects.doubts_values)
         | (prospects.settled & judged.failed),
         unbounded=prospects.unbounded,
+        singular=prospects.singular,
     )
     return now._replace(least_f=least_f, least_g_norm=least_g_norm), counts, status
 
@@ -267,7 +278,7 @@ def _revive(state: LoopState, tol: Tolerances) -> LoopState:
     now = Measures(*state.scalars)
     status = assess(tol, state.counts, jac_norm=now.jac_norm)
     started = state.nfev > 0
-    ends = (Status.LINE_SEARCH_FAILED, Status.NON_FINITE, Status.UNBOUNDED)
+    ends = (Status.LINE_SEARCH_FAILED, Status.NON_FINITE, Status.UNBOUNDED, Status.SINGULAR)
     final = jnp.any(state.status == jnp.array(ends, state.status.dtype))
     status = jnp.where(final, state.status, status)
     return state._replace(status=jnp.where(started, status, state.status))

@@ -13,15 +13,33 @@ from jaxqn.quasi_newton.noisy_pairs import (
     bounded_direction,
     same_batch_pair,
 )
-from jaxqn.quasi_newton.protocol import Face, QuasiNewton, check_method, check_quasi_newton
+from jaxqn.quasi_newton.protocol import (
+    Face,
+    Model,
+    Normal,
+    QuasiNewton,
+    Trial,
+    check_method,
+    check_quasi_newton,
+)
 from jaxqn.quasi_newton.stored_pairs import inverse_hessian_product, stored_pairs
+from jaxqn.quasi_newton.structured import (
+    StructuredState,
+    gauss_newton,
+    model_matrix,
+    structured,
+)
 
 __all__ = [
     "METHODS",
     "DenseState",
     "Face",
     "MemoryState",
+    "Model",
+    "Normal",
     "QuasiNewton",
+    "StructuredState",
+    "Trial",
     "absorb_noisy_pair",
     "bounded_direction",
     "check_method",
@@ -29,12 +47,15 @@ __all__ = [
     "corrected_newton",
     "damped",
     "dense",
+    "gauss_newton",
     "inverse_hessian",
     "inverse_hessian_product",
     "lbfgs_memory",
     "lsr1_memory",
     "method_by_name",
+    "model_matrix",
     "same_batch_pair",
     "spectrum_of",
     "stored_pairs",
+    "structured",
 ]

@@ -13,6 +13,7 @@ from jaxqn.quasi_newton.dense import dense
 from jaxqn.quasi_newton.lbfgs import lbfgs_memory
 from jaxqn.quasi_newton.newton import corrected_newton
 from jaxqn.quasi_newton.protocol import QuasiNewton
+from jaxqn.quasi_newton.structured import gauss_newton, structured
 
 __all__ = ["METHODS", "method_by_name"]
 
@@ -26,6 +27,8 @@ METHODS: dict[str, QuasiNewton] = {
     "ssbroyden": dense(ssbroyden_rule),
     "lbfgs": lbfgs_memory(),
     "newton": corrected_newton(),
+    "structured": structured(),
+    "lm": gauss_newton(),
 }
 """The methods that :func:`jaxqn.minimize` knows by name.
 

@@ -10,7 +10,15 @@ from typing import Any, Literal, NamedTuple
 from jaxqn._typing import Array, ArrayTree
 from jaxqn.checks import described
 
-__all__ = ["Face", "QuasiNewton", "check_method", "check_quasi_newton"]
+__all__ = [
+    "Face",
+    "Model",
+    "Normal",
+    "QuasiNewton",
+    "Trial",
+    "check_method",
+    "check_quasi_newton",
+]
 
 
 class Face(NamedTuple):
@@ -29,6 +37,63 @@ class Face(NamedTuple):
     may_rescale: Array
 
 
+class Normal(NamedTuple):
+    """Residuals r at a point, linearised: what a Gauss-Newton model is made from.
+
+    Attributes:
+      r: residuals, not weighted, shape ``(m,)``.
+      H: JᵀW J, the known part of the Hessian, W being the weights of a robust loss; ``(n, n)``.
+      pulled: JᵀW r₋, of the residuals r₋ at the point before, shape ``(n,)``.
+    """
+
+    r: Array
+    H: Array
+    pulled: Array
+
+
+class Trial(NamedTuple):
+    """What a trial teaches a model; vectors are flat.
+
+    Attributes:
+      s: the step to it.
+      g: gradient where the step began.
+      g_trial: gradient at the trial.
+      before: the linearised residuals where the step began, or ``None``.
+      after: the same at the trial.
+      decrease: by how much f decreased.
+      finite: whether everything at the trial is finite, shape ``()``.
+      moved: whether the trial is the next point, shape ``()``.
+      weights: squares of the scales of x, positive.
+    """
+
+    s: Array
+    g: Array
+    g_trial: Array
+    before: Any
+    after: Any
+    decrease: Array
+    finite: Array
+    moved: Array
+    weights: Array
+
+
+class Model(NamedTuple):
+    """A quadratic model of f around a point, for a trust region.
+
+    Attributes:
+      control: what keeps steps short: the "radius" of the region, or a "damping" added to B.
+      learn: ``(state, Trial) -> state``, of every trial.
+      matrix: ``(state, linear) -> B``, shape ``(n, n)``, from the linearised residuals at a point.
+      bend: ``state -> (s, h)``: the last step, and Jᵀ W times the curvature of the residuals along
+        it; or ``None``.
+    """
+
+    control: Literal["radius", "damping"]
+    learn: Callable[[Any, Trial], Any]
+    matrix: Callable[[Any, Any], Array]
+    bend: Callable[[Any], Any] | None = None
+
+
 class QuasiNewton(NamedTuple):
     """An inverse-Hessian approximation H as a value: how to start, correct, apply and forget it.
 
@@ -43,15 +108,16 @@ class QuasiNewton(NamedTuple):
       reset: ``(state, when) -> state`` with H = I where ``when`` holds, or the diagonal that a
         limited memory was given.
       dense: whether vectors must be flat arrays, since H is an n-by-n matrix.
-      needs: what beside gradients the method is made from: "nothing", or the "hessian" at every
-        point. The host evaluates it once per step.
+      needs: what beside gradients the method is made from: "nothing", the "hessian" at every point,
+        or the "jacobian" of residuals. The host evaluates it once per step.
       renew: ``(state, s, y, second) -> (state, v)``, instead of ``advance`` for a method that needs
         something: H made from the pair and from what it needs at the new point, and a direction of
         curvature vᵀB v = −1, or 0; else ``None``.
       advance_on_face: ``(state, s, y, g, Hg, moved, face) -> (state, H₊ g)``, which is ``advance``
         where bounds hold some variables: s, y and g are over those that may move, and Hg is the
         product of H with the gradient before over those that could move then. A method without it
-        takes no bounds, unless it has ``renew``.
+        takes no bounds, unless it has ``renew`` or ``model``.
+      model: of a method for a trust region, its quadratic model; else ``None``.
     """
 
     init: Callable[..., Any]
@@ -60,9 +126,10 @@ class QuasiNewton(NamedTuple):
     advance: Callable[[Any, Array, Array, Array, Array, Array], tuple[Any, Array]]
     reset: Callable[[Any, Array], Any]
     dense: bool = True
-    needs: Literal["nothing", "hessian"] = "nothing"
+    needs: Literal["nothing", "hessian", "jacobian"] = "nothing"
     renew: Callable[[Any, ArrayTree, ArrayTree, Any], Any] | None = None
     advance_on_face: Callable[..., tuple[Any, Array]] | None = None
+    model: Model | None = None
 
 
 def check_quasi_newton(qn: Any) -> None:
@@ -78,7 +145,8 @@ def check_method(method: Any, *, bounded: bool = False) -> None:
             "method must be a name or a jaxqn.QuasiNewton such as jaxqn.dense(), but it is "
             f"{described(method)}"
         )
-    if bounded and method.advance_on_face is None and method.renew is None:
+    takes_bounds = method.advance_on_face or method.renew or method.model
+    if bounded and not takes_bounds:
         raise TypeError(
             "this method takes no bounds, because it has no advance_on_face (jaxqn.damped has "
             "none): take one by name, jaxqn.dense() or jaxqn.lbfgs_memory()"

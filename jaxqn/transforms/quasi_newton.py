@@ -18,7 +18,7 @@ from jax.flatten_util import ravel_pytree
 from jaxqn._typing import Array, ArrayTree
 from jaxqn.checks import check_initial
 from jaxqn.linalg import vectors
-from jaxqn.loop import Box, Path, Point, bent, straight
+from jaxqn.loop import Box, Path, Point, bent, face_of, straight
 from jaxqn.quasi_newton import QuasiNewton, check_method, check_quasi_newton
 from jaxqn.transforms.common import (
     all_entries,
@@ -198,7 +198,8 @@ def precondition(
     path, start = _path(box, params, qn), {} if H0 is None else {"H0": H0}
     none = jnp.zeros(())
     old, new = Point(state.params, none, state.updates, None), Point(x, none, g, None)
-    free, face = path.restrict(new, g), path.face(old, new, jnp.asarray(may_rescale))
+    free = vectors.masked(path.free(new), g)
+    face = face_of(path, old, new, jnp.asarray(may_rescale))
     if face is None:
         approx, Hg = qn.advance(state.approx, s, y, g, state.product, finite, **start)
     else:

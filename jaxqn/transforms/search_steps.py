@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 from jaxqn._typing import Array, ArrayTree
+from jaxqn.linalg import vectors
 from jaxqn.linesearch import Bend
 from jaxqn.loop import Box, Point, bent, inside
 
@@ -104,7 +105,8 @@ def _bent_steps(
         bend = path.bend(x, start._replace(x=target(alpha)), plan, promised)
         return [] if bend is None else [bend]
 
-    direction, free = jax.tree.map(jnp.negative, plan.d), path.restrict(start, g)
+    direction = jax.tree.map(jnp.negative, plan.d)
+    free = vectors.masked(path.free(start), g)
     return SearchSteps(direction, free, lambda: _opposite(direction, free), at, slope, bends)
 
 

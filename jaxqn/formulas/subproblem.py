@@ -1,0 +1,133 @@
+"""The trust-region subproblem: the minimum of a quadratic model within a radius."""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from jaxqn._typing import Array
+from jaxqn.linalg import Factor, dot, factorised, safe_divide, solved, where
+
+__all__ = ["TrustRegionStep", "hebden", "trust_region_step"]
+
+SLACK = 0.1
+"""A step within this fraction of the radius is long enough."""
+
+LONGEST = 1.5
+"""Times the radius: a longer step, of an iteration that was not finished, is shortened."""
+
+
+class TrustRegionStep(NamedTuple):
+    """A step of at most about the radius.
+
+    Attributes:
+      p: the step, shape ``(n,)``.
+      mu: its multiplier: (B + mu I) p = −g, unless p was shortened.
+      length: ‖p‖ before p was shortened.
+      fall: −d log‖p‖/dmu, by which :func:`hebden` finds the multiplier of another radius.
+      factor: of B + mu I.
+    """
+
+    p: Array
+    mu: Array
+    length: Array
+    fall: Array
+    factor: Factor
+
+
+def hebden(mu: Array, length: Array, fall: Array, radius: Array) -> Array:
+    """The multiplier that makes steps of the length ``radius``, if 1/‖p(mu)‖ is linear in mu.
+
+        mu₊ = mu + (‖p‖ − Δ)/Δ · ‖p‖²/(pᵀ(B + mu I)⁻¹p)
+
+    Negative for a step that is shorter than the radius with mu = 0.
+
+    References:
+      Nocedal & Wright, Numerical Optimization, 2nd ed., 2006, eq. 4.44.
+    """
+    return mu + safe_divide(length / radius - 1, fall, fall > 0)
+
+
+def trust_region_step(
+    B: Array, g: Array, radius: Array, mu: Array | float = 0.0, *, iterations: int = 20
+) -> TrustRegionStep:
+    """The minimum of gᵀp + ½ pᵀB p over ‖p‖ ≤ Δ, to a tenth of Δ, by Hebden's iteration.
+
+    It starts from ``mu``, which may be that of a neighbouring problem, and ends with mu = 0 and
+    ‖p‖ ≤ 1.1 Δ, or with mu > 0, B + mu I positive definite and ‖p‖ within a tenth of Δ. With too
+    few iterations a step longer than 1.5 Δ is shortened to Δ, and where no B + mu I was positive
+    definite the step is −g Δ/‖g‖.
+
+    Args:
+      B: symmetric matrix, shape ``(n, n)``; it need not be definite.
+      g: gradient, shape ``(n,)``.
+      radius: Δ, positive, shape ``()``.
+      mu: a first multiplier, not negative, shape ``()``.
+      iterations: factorisations allowed; with 1 the program has no loop.
+
+    Returns:
+      A :class:`TrustRegionStep`. Cost: a factorisation per iteration, of which there are 1 to 4.
+
+    Example:
+      >>> step = trust_region_step(jnp.eye(2), jnp.array([3.0, 4.0]), jnp.array(1.0))
+      >>> round(float(step.mu), 2), step.p.round(2).tolist()
+      (4.0, [-0.6, -0.8])
+
+    References:
+      Moré & Sorensen, SIAM J. Sci. Stat. Comput. 4 (1983); Nocedal & Wright, Numerical
+      Optimization, 2nd ed., 2006, algorithm 4.3.
+    """
+    chex.assert_rank(g, 1)
+    chex.assert_shape(B, (g.shape[0], g.shape[0]))
+    identity, dtype = jnp.eye(len(g), dtype=B.dtype), g.dtype
+    g_norm = jnp.sqrt(dot(g, g))
+    steepest = safe_divide(g_norm, radius, radius > 0)
+    least, most = jnp.zeros((), dtype), steepest + jnp.max(jnp.sum(jnp.abs(B), axis=1))
+
+    def at(mu: Array) -> tuple[TrustRegionStep, Array]:
+        factor = factorised(B + mu * identity)
+        p = -solved(factor, g)
+        pp = dot(p, p)
+        length = jnp.sqrt(pp)
+        positive = factor.positive & jnp.isfinite(length)
+        fall = safe_divide(dot(p, solved(factor, p)), pp, positive & (pp > 0))
+        fits = jnp.abs(length - radius) <= SLACK * radius
+        fits |= (mu == 0) & (length <= radius)
+        length = jnp.where(positive, length, jnp.inf)
+        step = TrustRegionStep(p, mu, length, fall, factor._replace(positive=positive))
+        return step, positive & fits
+
+    def better(step: TrustRegionStep, lo: Array, hi: Array) -> tuple[Array, Array, Array]:
+        """The next multiplier, between the bounds that are known by now."""
+        long = step.length > radius
+        lo, hi = jnp.where(long, step.mu, lo), jnp.where(long, hi, step.mu)
+        new = jnp.maximum(hebden(step.mu, step.length, step.fall, radius), 0)
+        inside = step.factor.positive & (new >= lo) & (new < hi) & (new != step.mu)
+        between = jnp.maximum(jnp.sqrt(lo * hi), lo + 1e-3 * (hi - lo))
+        return jnp.where(inside, new, between), lo, hi
+
+    def body(carry: tuple) -> tuple:
+        old, mu, lo, hi, _, count = carry
+        step, done = at(mu)
+        mu, lo, hi = better(step, lo, hi)
+        # Of the multipliers tried, the last positive definite one counts.
+        return where(step.factor.positive, step, old), mu, lo, hi, done, count + 1
+
+    def going(carry: tuple) -> Array:
+        *_, done, count = carry
+        return ~done & (count < iterations)
+
+    start = jnp.clip(jnp.asarray(mu, dtype), 0, most)
+    if iterations == 1:
+        step, _ = at(start)
+    else:
+        none = Factor(jnp.zeros_like(B), jnp.zeros((), bool))
+        nowhere = TrustRegionStep(jnp.zeros_like(g), start, jnp.full_like(g_norm, jnp.inf), least, none)
+        carry = (nowhere, start, least, most, jnp.zeros((), bool), jnp.int32(0))
+        step = jax.lax.while_loop(going, body, carry)[0]
+    usable = jnp.isfinite(step.length) & (dot(step.p, g) < 0)
+    down = jnp.where(usable, step.p, -safe_divide(g, steepest, steepest > 0))
+    size = jnp.where(usable, step.length, radius)
+    short = jnp.where(size > LONGEST * radius, safe_divide(radius, size, size > 0), 1)
+    return step._replace(p=short * down)

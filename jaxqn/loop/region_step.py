@@ -1,0 +1,127 @@
+"""The step of a trust region: the minimum of the model within the radius and within bounds."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxqn._typing import Array
+from jaxqn.formulas import hebden, trust_region_step
+from jaxqn.linalg import dot, eps, factorised, safe_divide, solved
+from jaxqn.loop.path import Path
+from jaxqn.loop.state import Point
+from jaxqn.quasi_newton import Model
+
+__all__ = ["Proposal", "propose"]
+
+GOES_ON = 0.8
+"""The part of a step that must lie along the last one, for what was learned there to count."""
+
+MOST_BENT = 0.75
+"""The longest acceleration beside the step that it bends."""
+
+
+class Proposal(NamedTuple):
+    """A step to try.
+
+    Attributes:
+      p: the step, accelerated.
+      mu: see :class:`jaxqn.formulas.TrustRegionStep`, also for ``fall``.
+      fall: see there.
+      length: of the step before it was accelerated, in the norm of D.
+      promised: the decrease that the model promises of that.
+      is_full: whether it is the minimum of the model over the variables that may move.
+      gBg: gᵀB⁻¹g where it is.
+      slope: gᵀp.
+    """
+
+    p: Array
+    mu: Array
+    fall: Array
+    length: Array
+    promised: Array
+    is_full: Array
+    gBg: Array
+    slope: Array
+
+
+def propose(
+    model: Model,
+    B: Array,
+    point: Point,
+    scales: Array,
+    trust: Any,
+    bend: tuple[Array, Array] | None,
+    path: Path,
+    iterations: int,
+) -> Proposal:
+    """The step of the model with matrix B from a point; lengths are measured over ``scales``."""
+    n, free, room = len(point.x), path.free(point), path.room(point)
+    B = B / (scales[:, None] * scales[None])
+    gamma = point.g / scales
+    kept, g = B, gamma
+    if free is not None:
+        kept, g = _over(free, B), jnp.where(free, gamma, 0)
+    kept = kept + (2 * n * eps(B.dtype)) * jnp.eye(n, dtype=B.dtype)
+    if model.control == "radius":
+        warm = jnp.maximum(hebden(trust.mu, trust.length, trust.fall, trust.radius), 0)
+        step = trust_region_step(kept, g, trust.radius, warm, iterations=iterations)
+    else:
+        step = trust_region_step(kept, g, jnp.full_like(trust.mu, jnp.inf), trust.mu, iterations=1)
+    q, is_full = step.p, (step.mu == 0) & step.factor.positive
+    gBg = -dot(g, q)
+    clamped = jnp.zeros((), bool)
+    if room is not None:
+        q, clamped = _clamped(kept, gamma, step.mu, q, free, [scales * side for side in room])
+    slope, length = dot(gamma, q), jnp.sqrt(dot(q, q))
+    promised = -(slope + 0.5 * dot(q, dot(B, q)))
+    p = q
+    if bend is not None:
+        s, h = bend
+        s, h = scales * s, h / scales
+        if free is not None:
+            h = jnp.where(free, h, 0)
+        ss = dot(s, s)
+        along = safe_divide(dot(q, s), ss, ss > 0)
+        a = -solved(step.factor, along**2 * h)
+        goes_on = (along * jnp.sqrt(ss) >= GOES_ON * length) & step.factor.positive & ~clamped
+        goes_on &= 2 * jnp.sqrt(dot(a, a)) <= MOST_BENT * length
+        p = q + jnp.where(goes_on, 0.5 * a, 0)
+    return Proposal(
+        p / scales, step.mu, step.fall, length, promised, is_full & ~clamped, gBg, slope
+    )
+
+
+def _over(free: Array, B: Array) -> Array:
+    """B over the variables that may move, and the identity over the others."""
+    return jnp.where(free[:, None] & free[None], B, 0) + jnp.diag(jnp.where(free, 0.0, 1.0)).astype(
+        B.dtype
+    )
+
+
+def _clamped(
+    B: Array, gamma: Array, mu: Array, q: Array, free: Array, room: list[Array]
+) -> tuple[Array, Array]:
+    """The step within the room: what would leave it is clamped, and the rest solved for again."""
+    low, up = room
+    q = jnp.where(free, q, 0)
+
+    def leaves(q: Array, free: Array) -> Array:
+        return free & ((q < low) | (q > up))
+
+    def again(carry: tuple) -> tuple:
+        q, free, count = carry
+        out = leaves(q, free)
+        q, free = jnp.where(out, jnp.clip(q, low, up), q), free & ~out
+        fixed = jnp.where(free, 0, q)
+        A = _over(free, B + mu * jnp.eye(len(q), dtype=q.dtype))
+        rest = solved(factorised(A), jnp.where(free, -(gamma + dot(B, fixed)), 0))
+        return jnp.where(free, jnp.where(jnp.isfinite(rest), rest, 0), q), free, count + 1
+
+    def going(carry: tuple) -> Array:
+        q, free, count = carry
+        return jnp.any(leaves(q, free)) & (count < len(q))
+
+    clamped = jnp.any(leaves(q, free))
+    q, _, _ = jax.lax.while_loop(going, again, (q, free, jnp.int32(0)))
+    return jnp.where(clamped, jnp.clip(q, low, up), q), clamped
