@@ -1,5 +1,7 @@
 """The drivers: one problem, a batch of them, many starts, and streams larger than memory."""
 
+from jaxqn.drivers.curve_fit import curve_fit
+from jaxqn.drivers.least_squares import LeastSquaresResult, least_squares
 from jaxqn.drivers.minimize import minimize
 from jaxqn.drivers.minimize_batch import BatchState, MultiStartResult, minimize_batch, multi_start
 from jaxqn.drivers.minimize_stream import minimize_stream
@@ -7,8 +9,11 @@ from jaxqn.drivers.result import MinimizeResult
 
 __all__ = [
     "BatchState",
+    "LeastSquaresResult",
     "MinimizeResult",
     "MultiStartResult",
+    "curve_fit",
+    "least_squares",
     "minimize",
     "minimize_batch",
     "minimize_stream",

@@ -13,7 +13,6 @@ from jaxqn.drivers.result import MinimizeResult
 from jaxqn.drivers.resume import check_state, given_of, repacked
 from jaxqn.linesearch import LineSearch
 from jaxqn.loop import (
-    DEFAULTS,
     Box,
     LoopState,
     MinimizeOptions,

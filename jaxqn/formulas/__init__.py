@@ -4,6 +4,7 @@ Other folders may import the names below, and the modules ``rules`` and ``update
 """
 
 from jaxqn.formulas import rules, updates
+from jaxqn.formulas.covariance import inverse_gram
 from jaxqn.formulas.curvature import has_curvature, in_range, powell_damping, powell_fraction
 from jaxqn.formulas.kronecker import (
     Side,
@@ -66,8 +67,9 @@ __all__ = [
     "dfp_rule",
     "dfp_update",
     "has_curvature",
-    "in_range",
     "hebden",
+    "in_range",
+    "inverse_gram",
     "kronecker_direction",
     "osbfgs_rule",
     "osbfgs_update",

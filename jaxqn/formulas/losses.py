@@ -33,7 +33,7 @@ def cauchy(z: Array) -> Array:
 
 
 def arctan(z: Array) -> Array:
-    """arctan z: a residual costs π/2 at most."""
+    """Arctan z: a residual costs π/2 at most."""
     return jnp.arctan(z)
 
 

@@ -123,7 +123,9 @@ def trust_region_step(
         step, _ = at(start)
     else:
         none = Factor(jnp.zeros_like(B), jnp.zeros((), bool))
-        nowhere = TrustRegionStep(jnp.zeros_like(g), start, jnp.full_like(g_norm, jnp.inf), least, none)
+        nowhere = TrustRegionStep(
+            jnp.zeros_like(g), start, jnp.full_like(g_norm, jnp.inf), least, none
+        )
         carry = (nowhere, start, least, most, jnp.zeros((), bool), jnp.int32(0))
         step = jax.lax.while_loop(going, body, carry)[0]
     usable = jnp.isfinite(step.length) & (dot(step.p, g) < 0)

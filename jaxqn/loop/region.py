@@ -41,11 +41,11 @@ ACCEPTED = 1e-4
 """The least part of the promised decrease that a step must keep."""
 
 IDLE_LIMIT = 3
-REFUSE = False
 """Trips in a row that rounding decides, after which a run ends."""
 
-FIRST_RADIUS = 1.0
-"""The first radius over ‖x‖_D."""
+FIRST_RADIUS = 0.3
+"""The first radius over ‖x‖_D. With 1, one of 300 fits of two peaks falls into another minimum; with
+0.1, canyons far from the solution take several times the evaluations."""
 
 FIRST_DAMPING = 0.1
 """The first damping, beside a diagonal of 1."""
@@ -133,10 +133,7 @@ def _rounding(point: Point) -> Array:
     """
     model = jnp.sqrt(jnp.sum(jnp.diagonal(point.linear.H) * point.x**2))
     differences = eps(model.dtype) * jnp.sqrt(2 * jnp.abs(point.f)) * model
-    return rounding_noise(point.f) + MODEL_NOISE * differences
-
-
-MODEL_NOISE = 1.0
+    return rounding_noise(point.f) + differences
 
 
 def _hidden(state: LoopState, f: Array) -> Array:
@@ -170,10 +167,7 @@ def _judge(state: LoopState, trial: Point, run: Run) -> tuple[RegionSearch, Rati
     before, after = vectors.products((point.g, s), (trial.g, s))
     diagonal = jnp.diagonal(trial.linear.H)
     finite = jnp.isfinite(trial.f) & jnp.isfinite(after) & jnp.all(jnp.isfinite(diagonal))
-    # A trial that loses a column has gone too far, onto a plateau of some parameter.
-    loses = lost_columns(diagonal, state.scales.curvature, run.path.free(trial))
-    lost = lost_columns(jnp.diagonal(point.linear.H), state.scales.curvature, None)
-    if REFUSE: finite &= run.first | ~jnp.any(loses & ~lost) | (trial.f <= 0) | ~_may_accept(state, trial.f, run)
+    finite &= ~_loses_a_column(state, trial, diagonal, run)
     fell = point.f - trial.f
     decrease = jnp.where(_hidden(state, trial.f), -0.5 * (before + after), fell)
     decrease = jnp.where(finite, decrease, -jnp.inf)
@@ -186,6 +180,14 @@ def _judge(state: LoopState, trial: Point, run: Run) -> tuple[RegionSearch, Rati
     no, gave_up = jnp.zeros_like(accepted), run.running & (idle >= IDLE_LIMIT)
     judged = Judgement(accepted, no, no, failed=gave_up, stalled=gave_up, moved=accepted)
     return RegionSearch(jnp.stack(trust)), Ratio(decrease, finite), judged
+
+
+def _loses_a_column(state: LoopState, trial: Point, diagonal: Array, run: Run) -> Array:
+    """Whether a trial that could be accepted went too far, onto a plateau of some parameter."""
+    D, before = state.scales.curvature, jnp.diagonal(state.point.linear.H)
+    loses = lost_columns(diagonal, D, run.path.free(trial)) & ~lost_columns(before, D, None)
+    looked_into = _may_accept(state, trial.f, run) & ~run.first
+    return jnp.any(loses) & looked_into & (trial.f > 0)
 
 
 def _idle(state: LoopState, fell: Array, finite: Array, accepted: Array) -> Array:

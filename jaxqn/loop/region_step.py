@@ -62,7 +62,8 @@ def propose(
     kept, g = B, gamma
     if free is not None:
         kept, g = _over(free, B), jnp.where(free, gamma, 0)
-    kept = kept + (2 * n * eps(B.dtype)) * jnp.eye(n, dtype=B.dtype)
+    digit = eps(B.dtype)  # what rounding leaves of the smallest eigenvalues
+    kept = kept + jnp.diag(n * digit * jnp.maximum(jnp.abs(jnp.diagonal(kept)), digit**2))
     if model.control == "radius":
         warm = jnp.maximum(hebden(trust.mu, trust.length, trust.fall, trust.radius), 0)
         step = trust_region_step(kept, g, trust.radius, warm, iterations=iterations)

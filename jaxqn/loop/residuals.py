@@ -18,7 +18,7 @@ from jaxqn.checks import (
     split_aux,
 )
 from jaxqn.formulas import LOSSES, Loss, rho_and_weight
-from jaxqn.linalg import HIGHEST, dot
+from jaxqn.linalg import dot
 from jaxqn.loop.state import Point
 from jaxqn.quasi_newton import Normal
 

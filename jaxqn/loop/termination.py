@@ -198,18 +198,21 @@ def little_offset(offset: Array, full: Array, x_size: Array) -> Array:
 
 
 def lost_column(diagonal: Array, D: Array, free: Array | None, f: Array, f_first: Array) -> Array:
-    """Whether some parameter has lost its effect on residuals that are not all 0.
-
-    Its column of the Jacobian is then at rounding level beside its largest so far.
-    """
+    """Whether some parameter has lost its effect on residuals that are not all 0."""
     return jnp.any(lost_columns(diagonal, D, free)) & (f > eps(f.dtype) ** 2 * f_first)
 
 
-LOST = 1.0
-
-
 def lost_columns(diagonal: Array, D: Array, free: Array | None) -> Array:
-    lost = diagonal <= eps(D.dtype) ** LOST * D**2
+    """Which columns of the Jacobian are at rounding level beside their largest length so far.
+
+        (JᵀJ)ⱼⱼ ≤ eps^1.5 Dⱼ²
+
+    Args:
+      diagonal: of JᵀJ.
+      D: the largest lengths of its columns so far.
+      free: masks of the variables that may move, or ``None`` where all may.
+    """
+    lost = diagonal <= eps(D.dtype) ** 1.5 * D**2
     return lost if free is None else lost & free
 
 
