@@ -11,6 +11,7 @@ Workloads, each printing jaxqn and every installed peer side by side:
   batch       independent small fits per second
   compile     trace + compile of a solve over that of its objective
   pinn        a physics-informed network for the 3-D Poisson equation
+  residuals   least squares: NIST, CUTEst, bounds, losses, batches, a network
   behaviour   scaling, float32 and optax-composition cases, pass or fail
   honest      how often CONVERGED is not true, and a minimum not called one
   eager       cost of a second eager call
@@ -48,6 +49,7 @@ WORKLOADS = (
     "batch",
     "compile",
     "pinn",
+    "residuals",
     "behaviour",
     "honest",
     "eager",

@@ -67,7 +67,7 @@ def read_problems() -> list[dict]:
     return json.loads(path.read_text())["problems"]
 
 
-def _import_alone(module: str):
+def import_alone(module: str):
     """Imports a module without running its packages' __init__ files.
 
     Those of sif2jax import every problem there is, which takes half a minute.
@@ -94,7 +94,7 @@ def load(entry: dict):
       ``(fun, x0, bounds)`` on flat vectors; `fun` closes over the problem's
       data. `bounds` is None where there are none.
     """
-    cls = getattr(_import_alone(entry["module"]), entry["cls"])
+    cls = getattr(import_alone(entry["module"]), entry["cls"])
     read_only = {
         name: value
         for name, value in entry["set"].items()
