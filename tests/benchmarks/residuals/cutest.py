@@ -57,7 +57,8 @@ def main(options) -> dict:
     fitters = solvers.available(FITTERS, options)
     names = NAMES.split()[:: 5 if options.quick else 1]
     if options.problems:
-        names = options.problems.lower().split(",")
+        wanted = options.problems.lower().split(",")
+        names = [name for name in NAMES.split() if name in wanted]
     traces = {fitter.name: {} for fitter in fitters}
     for name in names:
         residual, x0 = load(name)
