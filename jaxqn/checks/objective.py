@@ -39,8 +39,8 @@ def check_hashable(fun: Callable[..., Any], name: str = "fun") -> None:
         hash(fun)
     except TypeError as error:
         raise TypeError(
-            f"{name} (a {type(fun).__name__}) cannot be hashed, so its compiled program could not be "
-            "found again: wrap it in a function and pass its arrays through args"
+            f"{name} (a {type(fun).__name__}) cannot be hashed, so its compiled program could not "
+            "be found again: wrap it in a function and pass its arrays through args"
         ) from error
 
 

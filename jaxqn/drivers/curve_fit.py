@@ -28,7 +28,7 @@ def curve_fit(
     full_output: bool = False,
     **options: Any,
 ) -> tuple[Array, Array] | tuple[Array, Array, LeastSquaresResult]:
-    """Fit the parameters of a curve, ydata ≈ model(xdata, *p): what SciPy's function of this name does.
+    """Fit the parameters of a curve, ydata ≈ model(xdata, *p), as SciPy's function does.
 
         min over p of ½ Σ ((model(xdataᵢ, *p) − ydataᵢ)/sigmaᵢ)²
 

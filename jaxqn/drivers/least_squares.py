@@ -83,6 +83,7 @@ def least_squares(
     maxiter: Any = None,
     maxfun: Any = None,
     has_aux: bool = False,
+    jac: Callable[..., Any] | None = None,
     state: LoopState | None = None,
     callback: Callable[[LeastSquaresResult], Any] | None = None,
     progress: bool = False,
@@ -118,6 +119,7 @@ def least_squares(
       maxiter: steps allowed in all; by default max(1000, 200 n).
       maxfun: evaluations allowed in all; by default unlimited.
       has_aux: whether ``residuals`` returns auxiliary data.
+      jac: the Jacobian, if there is a fast way to it; see :func:`jaxqn.sum_of_squares`.
       state: ``result.state`` of an earlier call, to continue where it stopped.
       callback: called after every step with the result so far; a true return value stops the run.
         Eager calls only.
@@ -148,7 +150,7 @@ def least_squares(
       Dennis, Gay & Welsch, ACM Trans. Math. Softw. 7 (1981); Nocedal & Wright, Numerical
       Optimization, 2nd ed., 2006, chapter 10; Bates & Watts, Technometrics 23 (1981), for the stop.
     """
-    objective = sum_of_squares(residuals, loss, f_scale, has_aux=has_aux)
+    objective: Any = sum_of_squares(residuals, loss, f_scale, has_aux=has_aux, jac=jac)
     check_args(args)
     check_callback(callback)
     x0, _, n = check_x0(x0)

@@ -30,6 +30,14 @@ class Factor(NamedTuple):
     matrix: Array
     positive: Array
 
+    @property
+    def least(self) -> Array:
+        """About the smallest eigenvalue: the harmonic sum of all, or the smallest pivot."""
+        diagonal = jnp.diagonal(self.matrix)
+        if len(diagonal) > SMALLEST:
+            return jnp.min(diagonal) ** 2
+        return 1 / jnp.sum(diagonal)
+
 
 def factorised(A: Array) -> Factor:
     """Prepare a symmetric matrix of shape ``(n, n)``. Cost: n³ (row operations) or n³/3."""

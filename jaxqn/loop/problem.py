@@ -1,5 +1,6 @@
 """An objective as the loop sees it: value and gradient over the vector that a method wants."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypedDict
 
@@ -29,7 +30,7 @@ from jaxqn.loop.line import line
 from jaxqn.loop.path import Path, straight
 from jaxqn.loop.protocol import Method
 from jaxqn.loop.region import region
-from jaxqn.loop.residuals import SumOfSquares, linearised, nothing_linearised
+from jaxqn.loop.residuals import SumOfSquares, curvature_along, linearised, nothing_linearised
 from jaxqn.loop.state import LoopState, Point
 from jaxqn.loop.termination import Tolerances, noise_rtol
 from jaxqn.loop.trip import Evaluate, Second, start
@@ -123,6 +124,12 @@ class Problem(NamedTuple):
         looks = self.method.qn.needs == "jacobian"
         return self.objective.residuals if looks else None
 
+    @property
+    def wide(self) -> bool:
+        """Whether the method works in the space of the residuals."""
+        model = self.method.qn.model
+        return model is not None and model.matrix is None
+
     def vector(self, x: ArrayTree) -> tuple[ArrayTree, Callable[[ArrayTree], ArrayTree]]:
         """``x`` as the method wants it, flat or in large pieces, and the way back."""
         if self.method.qn.dense:
@@ -177,7 +184,7 @@ class Problem(NamedTuple):
             zeros = jax.tree.map(jnp.zeros_like, z)
             z = path.at(z, jnp.zeros((), vectors.tree_dtype(z)), path.join(zeros, zeros))
         if self.residuals is not None:
-            linear = nothing_linearised(self.objective, x0, args, z.size)
+            linear = nothing_linearised(self.objective, x0, args, self.wide)
         nothing = jnp.zeros((), vectors.tree_dtype(z))
         first = Point(z, nothing, jax.tree.map(jnp.zeros_like, z), aux, linear)
         return start(first, self.method, H0, x_scale, path, given=given)
@@ -204,9 +211,14 @@ class Problem(NamedTuple):
             r, aux = self.objective.flat(at(self.residuals, z))
             return r.astype(dtype), aux
 
+        def jacobian(z: Array) -> Array:
+            J = at(lambda x, *args: self.objective.jacobian(x, args), z).astype(dtype)
+            return J if x_scale is None else J * x_scale
+
         def evaluate(z: ArrayTree, point: Point, g_scale: Array, may_accept: Any) -> Point:
             if self.residuals is not None:
-                trial = linearised(self.objective, residuals, z, point, may_accept)
+                own = None if self.objective.jac is None else jacobian
+                trial = linearised(self.objective, residuals, own, z, point, may_accept)
                 return _without_derivative(trial)
             f, pull_back, aux = jax.vjp(fun, z, has_aux=True)
             (g,) = pull_back(1 / g_scale)
@@ -214,7 +226,10 @@ class Problem(NamedTuple):
             point = point if box_z is None else finite_multipliers(point, box_z)
             return _without_derivative(point)
 
-        return evaluate, jax.hessian(lambda z: fun(z)[0]), self.path(box, x_scale)
+        second: Any = jax.hessian(lambda z: fun(z)[0])
+        if self.residuals is not None:
+            second = functools.partial(curvature_along, residuals)
+        return evaluate, second, self.path(box, x_scale)
 
 
 @jax.custom_jvp

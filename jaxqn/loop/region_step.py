@@ -12,7 +12,7 @@ from jaxqn.loop.path import Path
 from jaxqn.loop.state import Point
 from jaxqn.quasi_newton import Model
 
-__all__ = ["Proposal", "propose"]
+__all__ = ["Proposal", "propose", "propose_in_residuals"]
 
 GOES_ON = 0.8
 """The part of a step that must lie along the last one, for what was learned there to count."""
@@ -69,7 +69,9 @@ def propose(
         step = trust_region_step(kept, g, trust.radius, warm, iterations=iterations)
     else:
         step = trust_region_step(kept, g, jnp.full_like(trust.mu, jnp.inf), trust.mu, iterations=1)
-    q, is_full = step.p, (step.mu == 0) & step.factor.positive
+    q, is_full = step.p, step.factor.positive & (2 * step.mu <= step.factor.least)
+    if model.control == "radius":
+        is_full &= step.mu == 0
     gBg = -dot(g, q)
     clamped = jnp.zeros((), bool)
     if room is not None:
@@ -90,6 +92,32 @@ def propose(
         p = q + jnp.where(goes_on, 0.5 * a, 0)
     return Proposal(
         p / scales, step.mu, step.fall, length, promised, is_full & ~clamped, gBg, slope
+    )
+
+
+def propose_in_residuals(point: Point, mu: Array, second: Any) -> Proposal:
+    """Levenberg and Marquardt's step by a system of the size of the residuals, accelerated."""
+    _, root, J, K, _ = point.linear
+    r, m = root * point.linear.r, len(root)
+    factor = factorised(
+        K + (mu + m * eps(K.dtype) * jnp.max(jnp.diagonal(K))) * jnp.eye(m, dtype=K.dtype)
+    )
+    u = solved(factor, r)
+    Ku = dot(K, u)
+    p, slope = -dot(u, J), -dot(r, Ku)
+    length, positive = jnp.sqrt(dot(p, p)), factor.positive & jnp.isfinite(slope)
+    a = -dot(solved(factor, root * second(point.x, p)), J)
+    bends = 2 * jnp.sqrt(dot(a, a)) <= MOST_BENT * length
+    step = jnp.where(positive, p + jnp.where(bends, 0.5 * a, 0), 0)
+    return Proposal(
+        p=step,
+        mu=mu,
+        fall=jnp.zeros_like(mu),
+        length=length,
+        promised=-(slope + 0.5 * dot(Ku, Ku)),
+        is_full=positive & (2 * mu <= factor.least),
+        gBg=-slope,
+        slope=slope,
     )
 
 

@@ -1,5 +1,6 @@
 """Sums of squares as objectives, and their residuals linearised at a trial."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,11 +19,13 @@ from jaxqn.checks import (
     split_aux,
 )
 from jaxqn.formulas import LOSSES, Loss, rho_and_weight
-from jaxqn.linalg import dot
+from jaxqn.linalg import dot, vectors
 from jaxqn.loop.state import Point
-from jaxqn.quasi_newton import Normal
+from jaxqn.quasi_newton import Normal, Wide
 
-__all__ = ["SumOfSquares", "linearised", "nothing_linearised", "sum_of_squares"]
+__all__ = ["SumOfSquares", "curvature_along", "linearised", "nothing_linearised", "sum_of_squares"]
+
+Linear = Normal | Wide
 
 LARGE = 2**26
 """Entries of a Jacobian above which JᵀJ is made from a block of its columns at a time."""
@@ -39,12 +42,14 @@ class SumOfSquares(NamedTuple):
       loss: a name, or a function rho(z), entry by entry.
       f_scale: the size of residual above which a robust loss takes it for an outlier.
       has_aux: whether ``residuals`` returns auxiliary data.
+      jac: ``(x, *args) -> `` the Jacobian of ``residuals``, or ``None``.
     """
 
     residuals: Callable[..., Any]
     loss: str | Loss = "linear"
     f_scale: float = 1.0
     has_aux: bool = False
+    jac: Callable[..., Any] | None = None
 
     def __call__(self, x: ArrayTree, *args: Any) -> Any:
         """The value, or ``(value, aux)``."""
@@ -57,6 +62,22 @@ class SumOfSquares(NamedTuple):
         r, aux = split_aux(out, "residuals") if self.has_aux else (out, None)
         check_residuals(r)
         return jax.flatten_util.ravel_pytree(r)[0], aux
+
+    def jacobian(self, x: ArrayTree, args: Any) -> Array:
+        """What ``jac`` returns, as a matrix of shape ``(m, n)``."""
+        assert self.jac is not None
+        shapes = [leaf.shape for leaf in jax.tree.leaves(x)]
+        parts = jax.tree.leaves(called(self.jac, x, args))
+        if len(parts) % len(shapes):
+            raise ValueError(
+                "jac must return the Jacobian as jax.jacobian(residuals) lays it out: for every "
+                f"array of residuals one for each of the {len(shapes)} arrays of x"
+            )
+        rows = []
+        for start in range(0, len(parts), len(shapes)):
+            row = zip(parts[start : start + len(shapes)], shapes, strict=True)
+            rows.append([part.reshape(-1, math.prod(shape)) for part, shape in row])
+        return jnp.concatenate([jnp.concatenate(row, axis=1) for row in rows])
 
     def cost(self, r: Array) -> tuple[Array, Array | None]:
         """The value of flat residuals, and their weights; ``None`` for weights of 1."""
@@ -73,6 +94,7 @@ def sum_of_squares(
     f_scale: float = 1.0,
     *,
     has_aux: bool = False,
+    jac: Callable[..., Any] | None = None,
 ) -> SumOfSquares:
     """The objective ½ Σ C² rho((rᵢ/C)²) of residuals r(x), which every driver takes for ``fun``.
 
@@ -88,6 +110,9 @@ def sum_of_squares(
       f_scale: C, positive: the size of residual above which a robust loss takes it for an outlier.
         A program is compiled for it; divide the residuals to make it an argument.
       has_aux: whether ``residuals`` returns ``(r, aux)``.
+      jac: ``jac(x, *args) -> `` the Jacobian, laid out as by ``jax.jacobian(residuals)``, if there
+        is a faster way to it than one product for every column or row. For residuals at points,
+        ``jax.vmap(f, (None, 0))``, that is ``jax.vmap(jax.grad(f), (None, 0))``.
 
     Returns:
       A function ``(x, *args) -> value``, or ``(value, aux)``. Two of equal residuals, loss and
@@ -114,57 +139,86 @@ def sum_of_squares(
     if is_traced(f_scale):
         raise TypeError("f_scale must be a number known when compiling: divide the residuals by it")
     check_loss(loss, LOSSES)
-    return SumOfSquares(residuals, loss, check_number("f_scale", f_scale, "positive"), has_aux)
+    if jac is not None:
+        check_hashable(jac, "jac")
+    return SumOfSquares(residuals, loss, check_number("f_scale", f_scale, "positive"), has_aux, jac)
 
 
-def nothing_linearised(objective: SumOfSquares, x: ArrayTree, args: Any, n: int) -> Normal:
+def nothing_linearised(objective: SumOfSquares, x: ArrayTree, args: Any, wide: bool) -> Linear:
     """Zeros in the shapes of the linearised residuals."""
     r = jax.eval_shape(lambda: objective.flat(called(objective.residuals, x, args))[0])
-    dtype = jax.tree.leaves(x)[0].dtype
-    shapes = Normal(r=r.shape, H=(n, n), pulled=(n,))
-    return jax.tree.map(
-        lambda shape: jnp.zeros(shape, dtype), shapes, is_leaf=lambda leaf: type(leaf) is tuple
-    )
+    dtype, n, m = jax.tree.leaves(x)[0].dtype, vectors.size(x), r.size
+    kind = Wide if wide else Normal
+    shapes = ((m,), (m,), (m, n), (m, m), (n,)) if wide else ((m,), (n, n), (n,))
+    return kind(*(jnp.zeros(shape, dtype) for shape in shapes))
 
 
 def linearised(
     objective: SumOfSquares,
     fun: Callable[[Array], tuple[Array, Any]],
+    jacobian: Callable[[Array], Array] | None,
     z: Array,
     point: Point,
     may_accept: Callable[[Array], Array],
 ) -> Point:
-    """A trial with its residuals linearised: r, and if it may be accepted g = JᵀW r and JᵀW J.
+    """A trial with its residuals linearised: r, and if it may be accepted what its Jacobian says.
 
     Args:
       objective: the sum of squares.
       fun: ``z -> (flat residuals, aux)``.
+      jacobian: ``z -> `` their Jacobian, shape ``(m, n)``, if the caller has given one.
       z: the trial, flat.
       point: where the step began.
       may_accept: says of a value whether the trial may be accepted.
     """
-    r, push, pull, aux = _both_ways(fun, z)
+    if jacobian is None:
+        r, push, pull, aux = _both_ways(fun, z)
+    else:
+        r, aux = fun(z)
     f, weights = objective.cost(r)
-    weigh = (lambda v: v) if weights is None else (lambda v: weights * v)
-    pulled = jnp.stack([weigh(r), weigh(point.linear.r)])
+    n, m = z.size, r.size
 
-    def products() -> tuple[Array, Array]:
-        """The rows JᵀW r and JᵀW r₋, and JᵀW J."""
-        n, m = z.size, r.size
-        identity = jnp.eye(n, dtype=z.dtype)
-        if n * m > LARGE:
-            H = jax.lax.map(lambda e: pull(weigh(push(e))), identity, batch_size=BLOCK)
-            return jax.vmap(pull)(pulled), 0.5 * (H + H.T)
-        if m < n:
-            J = jax.vmap(pull)(jnp.eye(m, dtype=z.dtype)).T
-        else:
-            J = jax.vmap(push)(identity)
-        return dot(pulled, J.T), dot(weigh(J), J.T)
+    def transposed() -> Array:
+        """The transposed Jacobian, shape ``(n, m)``."""
+        if jacobian is not None:
+            return jacobian(z).T
+        by_columns = n <= m
+        identity = jnp.eye(n if by_columns else m, dtype=z.dtype)
+        return jax.vmap(push)(identity) if by_columns else jax.vmap(pull)(identity).T
 
-    n = z.size
-    zeros = jnp.zeros((2, n), z.dtype), jnp.zeros((n, n), z.dtype)
-    (g, before), H = jax.lax.cond(may_accept(f), products, lambda: zeros)
-    return Point(z, f, g, aux, Normal(r, H, before))
+    def weigh(v: Array) -> Array:
+        return v if weights is None else weights * v
+
+    def wide() -> tuple[Array, Linear]:
+        root = jnp.ones_like(r) if weights is None else jnp.sqrt(weights)
+        J = root[:, None] * transposed().T
+        return dot(root * r, J), Wide(r, root, J, dot(J, J.T), jnp.sum(J**2, axis=0))
+
+    def normal() -> tuple[Array, Linear]:
+        both = jnp.stack([weigh(r), weigh(point.linear.r)])
+        if n * m > LARGE and jacobian is None:
+            H = jax.lax.map(
+                lambda e: pull(weigh(push(e))), jnp.eye(n, dtype=z.dtype), batch_size=BLOCK
+            )
+            g, pulled = jax.vmap(pull)(both)
+            return g, Normal(r, 0.5 * (H + H.T), pulled)
+        Jt = transposed()
+        g, pulled = dot(both, Jt.T)
+        return g, Normal(r, dot(weigh(Jt), Jt.T), pulled)
+
+    of_kind = wide if isinstance(point.linear, Wide) else normal
+    refused = jnp.zeros_like(z), point.linear
+    g, linear = jax.lax.cond(may_accept(f), of_kind, lambda: refused)
+    return Point(z, f, g, aux, linear)
+
+
+def curvature_along(fun: Callable[[Array], tuple[Array, Any]], z: Array, v: Array) -> Array:
+    """The second derivative of the residuals along v."""
+
+    def slope(z: Array) -> Array:
+        return jax.jvp(lambda z: fun(z)[0], (z,), (v,))[1]
+
+    return jax.jvp(slope, (z,), (v,))[1]
 
 
 def _both_ways(fun: Callable[..., Any], z: Array) -> tuple[Array, Any, Any, Any]:

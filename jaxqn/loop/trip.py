@@ -159,7 +159,7 @@ def _begin(state: LoopState, method: Method, path: Path, tol: Tolerances) -> Run
     tally, now = Tally(*state.counts), Measures(*state.scalars)
     running = state.status == Status.RUNNING
     first = tally.nfev == 0
-    branch = vectors.branching_pays(state.point.x)
+    branch = vectors.branching_pays((state.point.x, state.point.linear))
     return Run(method, path, tol, now, tally, running, first, branch)
 
 

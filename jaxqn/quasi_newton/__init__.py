@@ -19,6 +19,7 @@ from jaxqn.quasi_newton.protocol import (
     Normal,
     QuasiNewton,
     Trial,
+    Wide,
     check_method,
     check_quasi_newton,
 )
@@ -27,6 +28,7 @@ from jaxqn.quasi_newton.structured import (
     StructuredState,
     gauss_newton,
     model_matrix,
+    residual_space,
     structured,
 )
 
@@ -40,6 +42,7 @@ __all__ = [
     "QuasiNewton",
     "StructuredState",
     "Trial",
+    "Wide",
     "absorb_noisy_pair",
     "bounded_direction",
     "check_method",
@@ -54,6 +57,7 @@ __all__ = [
     "lsr1_memory",
     "method_by_name",
     "model_matrix",
+    "residual_space",
     "same_batch_pair",
     "spectrum_of",
     "stored_pairs",

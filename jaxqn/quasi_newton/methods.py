@@ -13,7 +13,7 @@ from jaxqn.quasi_newton.dense import dense
 from jaxqn.quasi_newton.lbfgs import lbfgs_memory
 from jaxqn.quasi_newton.newton import corrected_newton
 from jaxqn.quasi_newton.protocol import QuasiNewton
-from jaxqn.quasi_newton.structured import gauss_newton, structured
+from jaxqn.quasi_newton.structured import gauss_newton, residual_space, structured
 
 __all__ = ["METHODS", "method_by_name"]
 
@@ -29,6 +29,7 @@ METHODS: dict[str, QuasiNewton] = {
     "newton": corrected_newton(),
     "structured": structured(),
     "lm": gauss_newton(),
+    "residual": residual_space(),
 }
 """The methods that :func:`jaxqn.minimize` knows by name.
 

@@ -7,6 +7,8 @@ folder decides which update it runs and how it stores its matrix.
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
+import jax.numpy as jnp
+
 from jaxqn._typing import Array, ArrayTree
 from jaxqn.checks import described
 
@@ -16,6 +18,7 @@ __all__ = [
     "Normal",
     "QuasiNewton",
     "Trial",
+    "Wide",
     "check_method",
     "check_quasi_newton",
 ]
@@ -50,6 +53,29 @@ class Normal(NamedTuple):
     H: Array
     pulled: Array
 
+    @property
+    def diagonal(self) -> Array:
+        """Of JᵀW J: squares of the lengths of the columns of the Jacobian, shape ``(n,)``."""
+        return jnp.diagonal(self.H)
+
+
+class Wide(NamedTuple):
+    """Fewer residuals than parameters, linearised: a Gauss-Newton model in their space.
+
+    Attributes:
+      r: residuals, not weighted, shape ``(m,)``.
+      root: roots of their weights, shape ``(m,)``.
+      J: the weighted Jacobian, shape ``(m, n)``.
+      K: JJᵀ, shape ``(m, m)``.
+      diagonal: of JᵀJ, shape ``(n,)``.
+    """
+
+    r: Array
+    root: Array
+    J: Array
+    K: Array
+    diagonal: Array
+
 
 class Trial(NamedTuple):
     """What a trial teaches a model; vectors are flat.
@@ -83,14 +109,15 @@ class Model(NamedTuple):
     Attributes:
       control: what keeps steps short: the "radius" of the region, or a "damping" added to B.
       learn: ``(state, Trial) -> state``, of every trial.
-      matrix: ``(state, linear) -> B``, shape ``(n, n)``, from the linearised residuals at a point.
+      matrix: ``(state, linear) -> B``, shape ``(n, n)``, from the :class:`Normal` at a point;
+        ``None`` for a model in the space of the residuals, a :class:`Wide`.
       bend: ``state -> (s, h)``: the last step, and Jᵀ W times the curvature of the residuals along
         it; or ``None``.
     """
 
     control: Literal["radius", "damping"]
     learn: Callable[[Any, Trial], Any]
-    matrix: Callable[[Any, Any], Array]
+    matrix: Callable[[Any, Any], Array] | None
     bend: Callable[[Any], Any] | None = None
 
 
@@ -145,9 +172,9 @@ def check_method(method: Any, *, bounded: bool = False) -> None:
             "method must be a name or a jaxqn.QuasiNewton such as jaxqn.dense(), but it is "
             f"{described(method)}"
         )
-    takes_bounds = method.advance_on_face or method.renew or method.model
+    takes_bounds = method.advance_on_face or method.renew or (method.model and method.model.matrix)
     if bounded and not takes_bounds:
         raise TypeError(
             "this method takes no bounds, because it has no advance_on_face (jaxqn.damped has "
-            "none): take one by name, jaxqn.dense() or jaxqn.lbfgs_memory()"
+            "none): take one by name other than 'residual', jaxqn.dense() or jaxqn.lbfgs_memory()"
         )

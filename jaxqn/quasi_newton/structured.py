@@ -10,7 +10,7 @@ from jaxqn.formulas import structured_update
 from jaxqn.linalg import dot
 from jaxqn.quasi_newton.protocol import Model, Normal, QuasiNewton, Trial
 
-__all__ = ["StructuredState", "gauss_newton", "model_matrix", "structured"]
+__all__ = ["StructuredState", "gauss_newton", "model_matrix", "residual_space", "structured"]
 
 SWITCH = 1.5
 """How much worse the model in use must have predicted a decrease before the other one is used."""
@@ -80,13 +80,44 @@ def gauss_newton() -> QuasiNewton:
       [1.0, 1.0]
 
     References:
-      Nocedal & Wright, Numerical Optimization, 2nd ed., 2006, section 10.3; Nielsen, IMM-REP-1999-05,
-      for the damping.
+      Nocedal & Wright, Numerical Optimization, 2nd ed., 2006, section 10.3; Nielsen,
+      IMM-REP-1999-05, for the damping.
     """
-    return _host_only(
-        lambda x: (),
-        Model("damping", lambda state, trial: state, lambda state, linear: linear.H),
-    )
+    return _host_only(_stateless, Model("damping", _learns_nothing, lambda _, linear: linear.H))
+
+
+@functools.cache
+def residual_space() -> QuasiNewton:
+    """Levenberg-Marquardt in the space of the residuals, for fewer of them than parameters.
+
+        p = −Jᵀ(JJᵀ + mu I)⁻¹ r,    then p + a/2,    a = −Jᵀ(JJᵀ + mu I)⁻¹ r_pp,
+
+    r_pp being the second derivative of the residuals along p (geodesic acceleration). Matrices are
+    m-by-m and m-by-n. Made for physics-informed networks.
+
+    Returns:
+      A :class:`jaxqn.QuasiNewton` over flat vectors that asks its host for the Jacobian.
+
+    Example:
+      >>> from jaxqn import minimize, sum_of_squares
+      >>> residuals = lambda x: jnp.array([x[0] * x[1] - 2, x[1] * x[2] - 3])
+      >>> result = minimize(sum_of_squares(residuals), jnp.ones(3), method="residual")
+      >>> (result.x[:2] * result.x[1:]).round(3).tolist()
+      [2.0, 3.0]
+
+    References:
+      Nocedal & Wright, Numerical Optimization, 2nd ed., 2006, section 10.3; Transtrum & Sethna,
+      arXiv:1201.5885, for the acceleration.
+    """
+    return _host_only(_stateless, Model("damping", _learns_nothing, None))
+
+
+def _stateless(_x: Array) -> tuple[()]:
+    return ()
+
+
+def _learns_nothing(state: Any, _trial: Trial) -> Any:
+    return state
 
 
 def _host_only(start: Any, model: Model) -> QuasiNewton:
