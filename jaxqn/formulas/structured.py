@@ -8,7 +8,7 @@ import chex
 import jax.numpy as jnp
 
 from jaxqn._typing import Array, compiled
-from jaxqn.linalg import dot, safe_divide
+from jaxqn.linalg import inner, matvec, safe_divide
 
 __all__ = ["structured_update"]
 
@@ -59,16 +59,19 @@ def structured_update(
     chex.assert_shape(S, (s.shape[0], s.shape[0]))
     weighted = s if weights is None else weights * s
     lighter = y if weights is None else y / weights
-    Ss = dot(S, s)
-    sSs, sy = dot(s, Ss), dot(s, y)
-    least = LEAST_CURVATURE * jnp.sqrt(dot(s, weighted)) * jnp.sqrt(dot(y, lighter))
+    Ss = matvec(S, s)
+    ss, sSs, sy, sWs, yWy, s_sharp = inner(
+        (s, s), (s, Ss), (s, y), (s, weighted), (y, lighter), (s, y_sharp)
+    )
+    least = LEAST_CURVATURE * jnp.sqrt(sWs) * jnp.sqrt(yWy)
     v = jnp.where(sy > least, y, weighted)
-    sv = dot(s, v)
+    sv = jnp.where(sy > least, sy, sWs)
     usable = sv > 0
     if tau is None:
-        tau = safe_divide(jnp.abs(dot(s, y_sharp)), jnp.abs(sSs), sSs != 0)
+        tau = safe_divide(jnp.abs(s_sharp), jnp.abs(sSs), sSs != 0)
         tau = jnp.where(sSs != 0, jnp.minimum(tau, 1), 1)
     e = jnp.where(usable, y_sharp - tau * Ss, 0)
+    se = jnp.where(usable, s_sharp - tau * sSs, 0)
     v = safe_divide(v, sv, usable)
-    kept = jnp.where(dot(s, s) > 0, tau, 1)
-    return kept * S + (jnp.outer(e, v) + jnp.outer(v, e - dot(s, e) * v))
+    kept = jnp.where(ss > 0, tau, 1)
+    return kept * S + (jnp.outer(e, v) + jnp.outer(v, e - se * v))

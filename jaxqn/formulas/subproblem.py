@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxqn._typing import Array
-from jaxqn.linalg import Factor, dot, factorised, safe_divide, solved, where
+from jaxqn.linalg import inner, positive_solve, safe_divide, where
 
 __all__ = ["TrustRegionStep", "hebden", "trust_region_step"]
 
@@ -26,14 +26,16 @@ class TrustRegionStep(NamedTuple):
       mu: its multiplier: (B + mu I) p = −g, unless p was shortened.
       length: ‖p‖ before p was shortened.
       fall: −d log‖p‖/dmu, by which :func:`hebden` finds the multiplier of another radius.
-      factor: of B + mu I.
+      also: (B + mu I)⁻¹ h for the vector h that the caller gave; 0 without one, shape ``(n,)``.
+      least: the smallest pivot of B + mu I; not positive where that is not positive definite.
     """
 
     p: Array
     mu: Array
     length: Array
     fall: Array
-    factor: Factor
+    also: Array
+    least: Array
 
 
 def hebden(mu: Array, length: Array, fall: Array, radius: Array) -> Array:
@@ -50,7 +52,13 @@ def hebden(mu: Array, length: Array, fall: Array, radius: Array) -> Array:
 
 
 def trust_region_step(
-    B: Array, g: Array, radius: Array, mu: Array | float = 0.0, *, iterations: int = 20
+    B: Array,
+    g: Array,
+    radius: Array,
+    mu: Array | float = 0.0,
+    *,
+    h: Array | None = None,
+    iterations: int = 20,
 ) -> TrustRegionStep:
     """The minimum of gᵀp + ½ pᵀB p over ‖p‖ ≤ Δ, to a tenth of Δ, by Hebden's iteration.
 
@@ -64,6 +72,7 @@ def trust_region_step(
       g: gradient, shape ``(n,)``.
       radius: Δ, positive, shape ``()``.
       mu: a first multiplier, not negative, shape ``()``.
+      h: a vector to solve for as well, shape ``(n,)``.
       iterations: factorisations allowed; with 1 the program has no loop.
 
     Returns:
@@ -81,29 +90,28 @@ def trust_region_step(
     chex.assert_rank(g, 1)
     chex.assert_shape(B, (g.shape[0], g.shape[0]))
     identity, dtype = jnp.eye(len(g), dtype=B.dtype), g.dtype
-    g_norm = jnp.sqrt(dot(g, g))
+    g_norm = jnp.sqrt(inner((g, g))[0])
     steepest = safe_divide(g_norm, radius, radius > 0)
-    least, most = jnp.zeros((), dtype), steepest + jnp.max(jnp.sum(jnp.abs(B), axis=1))
+    zero, most = jnp.zeros((), dtype), steepest + jnp.max(jnp.sum(jnp.abs(B), axis=1))
+    sides = jnp.stack([-g] if h is None else [-g, h], axis=1)
 
     def at(mu: Array) -> tuple[TrustRegionStep, Array]:
-        factor = factorised(B + mu * identity)
-        p = -solved(factor, g)
-        pp = dot(p, p)
-        length = jnp.sqrt(pp)
-        positive = factor.positive & jnp.isfinite(length)
-        fall = safe_divide(dot(p, solved(factor, p)), pp, positive & (pp > 0))
+        found = positive_solve(B + mu * identity, sides)
+        p, also = found.x[:, 0], found.x[:, -1] if h is not None else jnp.zeros_like(g)
+        pp = inner((p, p))[0]
+        length = jnp.where(found.positive, jnp.sqrt(pp), jnp.inf)
+        fall = safe_divide(found.form, pp, found.positive & (pp > 0))
         fits = jnp.abs(length - radius) <= SLACK * radius
         fits |= (mu == 0) & (length <= radius)
-        length = jnp.where(positive, length, jnp.inf)
-        step = TrustRegionStep(p, mu, length, fall, factor._replace(positive=positive))
-        return step, positive & fits
+        least = jnp.where(found.positive, found.least, 0)
+        return TrustRegionStep(p, mu, length, fall, also, least), found.positive & fits
 
     def better(step: TrustRegionStep, lo: Array, hi: Array) -> tuple[Array, Array, Array]:
         """The next multiplier, between the bounds that are known by now."""
         long = step.length > radius
         lo, hi = jnp.where(long, step.mu, lo), jnp.where(long, hi, step.mu)
         new = jnp.maximum(hebden(step.mu, step.length, step.fall, radius), 0)
-        inside = step.factor.positive & (new >= lo) & (new < hi) & (new != step.mu)
+        inside = (step.least > 0) & (new >= lo) & (new < hi) & (new != step.mu)
         between = jnp.maximum(jnp.sqrt(lo * hi), lo + 1e-3 * (hi - lo))
         return jnp.where(inside, new, between), lo, hi
 
@@ -112,7 +120,7 @@ def trust_region_step(
         step, done = at(mu)
         mu, lo, hi = better(step, lo, hi)
         # Of the multipliers tried, the last positive definite one counts.
-        return where(step.factor.positive, step, old), mu, lo, hi, done, count + 1
+        return where(step.least > 0, step, old), mu, lo, hi, done, count + 1
 
     def going(carry: tuple) -> Array:
         *_, done, count = carry
@@ -122,13 +130,11 @@ def trust_region_step(
     if iterations == 1:
         step, _ = at(start)
     else:
-        none = Factor(jnp.zeros_like(B), jnp.zeros((), bool))
-        nowhere = TrustRegionStep(
-            jnp.zeros_like(g), start, jnp.full_like(g_norm, jnp.inf), least, none
-        )
-        carry = (nowhere, start, least, most, jnp.zeros((), bool), jnp.int32(0))
+        far, nothing = jnp.full_like(g_norm, jnp.inf), jnp.zeros_like(g)
+        nowhere = TrustRegionStep(nothing, start, far, zero, nothing, zero)
+        carry = (nowhere, start, zero, most, jnp.zeros((), bool), jnp.int32(0))
         step = jax.lax.while_loop(going, body, carry)[0]
-    usable = jnp.isfinite(step.length) & (dot(step.p, g) < 0)
+    usable = jnp.isfinite(step.length) & (inner((step.p, g))[0] < 0)
     down = jnp.where(usable, step.p, -safe_divide(g, steepest, steepest > 0))
     size = jnp.where(usable, step.length, radius)
     short = jnp.where(size > LONGEST * radius, safe_divide(radius, size, size > 0), 1)

@@ -21,6 +21,10 @@ SHORT = 256
 """Entries up to which inner products are sums; a batch of tiny matrix products takes longer."""
 
 
+SMALL_MATRIX = 32
+"""Columns up to which a product with a vector is a sum, for the same reason."""
+
+
 def inner(*pairs: tuple[Array, Array]) -> Array:
     """The inner product of every pair of flat vectors, shape ``(k,)``.
 
@@ -35,6 +39,11 @@ def inner(*pairs: tuple[Array, Array]) -> Array:
     rows = jnp.stack(list(firsts.values()))
     columns = {key: dot(rows, b) for key, b in {id(b): b for _, b in pairs}.items()}
     return jnp.stack([columns[id(b)][row[id(a)]] for a, b in pairs])
+
+
+def matvec(A: Array, x: Array) -> Array:
+    """The product of a matrix with a vector, a sum of products for a small one."""
+    return jnp.sum(A * x, axis=1) if x.size <= SMALL_MATRIX else dot(A, x)
 
 
 def computed_once(*flags: Array) -> Array:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jaxqn._typing import Array
 from jaxqn.formulas import hebden, trust_region_step
-from jaxqn.linalg import dot, eps, factorised, safe_divide, solved
+from jaxqn.linalg import dot, eps, inner, matvec, positive_solve, safe_divide
 from jaxqn.loop.path import Path
 from jaxqn.loop.state import Point
 from jaxqn.quasi_newton import Model
@@ -64,32 +64,30 @@ def propose(
         kept, g = _over(free, B), jnp.where(free, gamma, 0)
     digit = eps(B.dtype)  # what rounding leaves of the smallest eigenvalues
     kept = kept + jnp.diag(n * digit * jnp.maximum(jnp.abs(jnp.diagonal(kept)), digit**2))
+    h = None
+    if bend is not None:
+        s, h = scales * bend[0], bend[1] / scales
+        h = h if free is None else jnp.where(free, h, 0)
     if model.control == "radius":
         warm = jnp.maximum(hebden(trust.mu, trust.length, trust.fall, trust.radius), 0)
-        step = trust_region_step(kept, g, trust.radius, warm, iterations=iterations)
+        step = trust_region_step(kept, g, trust.radius, warm, h=h, iterations=iterations)
+        is_full = (step.least > 0) & (step.mu == 0)
     else:
-        step = trust_region_step(kept, g, jnp.full_like(trust.mu, jnp.inf), trust.mu, iterations=1)
-    q, is_full = step.p, step.factor.positive & (2 * step.mu <= step.factor.least)
-    if model.control == "radius":
-        is_full &= step.mu == 0
-    gBg = -dot(g, q)
-    clamped = jnp.zeros((), bool)
+        anywhere = jnp.full_like(trust.mu, jnp.inf)
+        step = trust_region_step(kept, g, anywhere, trust.mu, h=h, iterations=1)
+        is_full = 2 * step.mu <= step.least
+    q, clamped = step.p, jnp.zeros((), bool)
     if room is not None:
         q, clamped = _clamped(kept, gamma, step.mu, q, free, [scales * side for side in room])
-    slope, length = dot(gamma, q), jnp.sqrt(dot(q, q))
-    promised = -(slope + 0.5 * dot(q, dot(B, q)))
-    p = q
+    gBg, slope, qq, qBq = inner((-g, step.p), (gamma, q), (q, q), (q, matvec(B, q)))
+    length, p = jnp.sqrt(qq), q
+    promised = -(slope + 0.5 * qBq)
     if bend is not None:
-        s, h = bend
-        s, h = scales * s, h / scales
-        if free is not None:
-            h = jnp.where(free, h, 0)
-        ss = dot(s, s)
-        along = safe_divide(dot(q, s), ss, ss > 0)
-        a = -solved(step.factor, along**2 * h)
-        goes_on = (along * jnp.sqrt(ss) >= GOES_ON * length) & step.factor.positive & ~clamped
-        goes_on &= 2 * jnp.sqrt(dot(a, a)) <= MOST_BENT * length
-        p = q + jnp.where(goes_on, 0.5 * a, 0)
+        ss, qs, aa = inner((s, s), (q, s), (step.also, step.also))
+        along = safe_divide(qs, ss, ss > 0)
+        goes_on = (along * jnp.sqrt(ss) >= GOES_ON * length) & (step.least > 0) & ~clamped
+        goes_on &= 2 * along**2 * jnp.sqrt(aa) <= MOST_BENT * length
+        p = q - jnp.where(goes_on, 0.5 * along**2 * step.also, 0)
     return Proposal(
         p / scales, step.mu, step.fall, length, promised, is_full & ~clamped, gBg, slope
     )
@@ -99,14 +97,13 @@ def propose_in_residuals(point: Point, mu: Array, second: Any) -> Proposal:
     """Levenberg and Marquardt's step by a system of the size of the residuals, accelerated."""
     _, root, J, K, _ = point.linear
     r, m = root * point.linear.r, len(root)
-    factor = factorised(
-        K + (mu + m * eps(K.dtype) * jnp.max(jnp.diagonal(K))) * jnp.eye(m, dtype=K.dtype)
-    )
-    u = solved(factor, r)
+    damping = mu + m * eps(K.dtype) * jnp.max(jnp.diagonal(K))
+    L = jnp.linalg.cholesky(K + damping * jnp.eye(m, dtype=K.dtype), symmetrize_input=False)
+    u = jax.scipy.linalg.cho_solve((L, True), r)
     Ku = dot(K, u)
     p, slope = -dot(u, J), -dot(r, Ku)
-    length, positive = jnp.sqrt(dot(p, p)), factor.positive & jnp.isfinite(slope)
-    a = -dot(solved(factor, root * second(point.x, p)), J)
+    length, positive = jnp.sqrt(dot(p, p)), jnp.isfinite(slope)
+    a = -dot(jax.scipy.linalg.cho_solve((L, True), root * second(point.x, p)), J)
     bends = 2 * jnp.sqrt(dot(a, a)) <= MOST_BENT * length
     step = jnp.where(positive, p + jnp.where(bends, 0.5 * a, 0), 0)
     return Proposal(
@@ -115,7 +112,7 @@ def propose_in_residuals(point: Point, mu: Array, second: Any) -> Proposal:
         fall=jnp.zeros_like(mu),
         length=length,
         promised=-(slope + 0.5 * dot(Ku, Ku)),
-        is_full=positive & (2 * mu <= factor.least),
+        is_full=positive & (2 * mu <= jnp.min(jnp.diagonal(L)) ** 2),
         gBg=-slope,
         slope=slope,
     )
@@ -144,7 +141,8 @@ def _clamped(
         q, free = jnp.where(out, jnp.clip(q, low, up), q), free & ~out
         fixed = jnp.where(free, 0, q)
         A = _over(free, B + mu * jnp.eye(len(q), dtype=q.dtype))
-        rest = solved(factorised(A), jnp.where(free, -(gamma + dot(B, fixed)), 0))
+        sides = jnp.where(free, -(gamma + matvec(B, fixed)), 0)
+        rest = positive_solve(A, sides[:, None]).x[:, 0]
         return jnp.where(free, jnp.where(jnp.isfinite(rest), rest, 0), q), free, count + 1
 
     def going(carry: tuple) -> Array:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jaxqn._typing import Array
 from jaxqn.formulas import structured_update
-from jaxqn.linalg import dot
+from jaxqn.linalg import inner, matvec
 from jaxqn.quasi_newton.protocol import Model, Normal, QuasiNewton, Trial
 
 __all__ = ["StructuredState", "gauss_newton", "model_matrix", "residual_space", "structured"]
@@ -151,7 +151,7 @@ def _start(x: Array) -> StructuredState:
 
 def _learn(state: StructuredState, trial: Trial) -> StructuredState:
     before, after = trial.before, trial.after
-    Hs = dot(after.H, trial.s)
+    Hs = matvec(after.H, trial.s)
     pair = trial.s, trial.g_trial - trial.g, trial.g_trial - trial.g - Hs
     s, y, y_sharp = jnp.where(trial.moved, jnp.stack(pair), 0)
     bend = 2 * (after.pulled - trial.g_trial + Hs)
@@ -166,8 +166,9 @@ def _learn(state: StructuredState, trial: Trial) -> StructuredState:
 def _truer(state: StructuredState, before: Normal, trial: Trial) -> Array:
     """Which model to use: the other one, if it foretold the decrease clearly better."""
     s, in_use = trial.s, state.in_use > 0
-    alone = -dot(trial.g, s) - 0.5 * dot(s, dot(before.H, s))
-    both = alone - 0.5 * dot(s, dot(state.S, s))
+    gs, sHs, sSs = inner((trial.g, s), (s, matvec(before.H, s)), (s, matvec(state.S, s)))
+    alone = -gs - 0.5 * sHs
+    both = alone - 0.5 * sSs
     error, error_of_both = jnp.abs(alone - trial.decrease), jnp.abs(both - trial.decrease)
     worse = jnp.where(in_use, SWITCH * error < error_of_both, SWITCH * error_of_both < error)
     return (in_use ^ (worse & trial.finite)).astype(state.in_use.dtype)
