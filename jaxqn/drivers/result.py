@@ -4,11 +4,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.flatten_util
+import jax.numpy as jnp
 import numpy as np
 
 from jaxqn._typing import Array, ArrayTree
 from jaxqn.checks import is_traced
-from jaxqn.linalg import unpacked
+from jaxqn.linalg import dot, unpacked
 from jaxqn.loop import (
     MESSAGES,
     LoopState,
@@ -21,6 +22,9 @@ from jaxqn.loop import (
 from jaxqn.quasi_newton import (
     DenseState,
     MemoryState,
+    Normal,
+    StructuredState,
+    Wide,
     dense,
     inverse_hessian,
     inverse_hessian_product,
@@ -85,12 +89,15 @@ class MinimizeResult(NamedTuple):
         With bounds, its rows and columns of variables that no bound holds are that; the others
         mean nothing.
 
-        What the method needed, which for the self-scaled ones may be far from the inverse of the
+        Of a sum of squares it is the inverse of JᵀJ, or of JᵀJ + S where S was in use.
+        Otherwise it is what the method needed, which for the self-scaled ones may be far from the inverse of the
         Hessian; for standard errors invert :func:`jaxqn.derivatives.hessian` at ``x``.
         """
+        if isinstance(self._linear, Normal):
+            return _inverse_model(self.state)
         if not isinstance(self._approx, DenseState):
             raise ValueError(
-                "a limited-memory method has no matrix: multiply by it with "
+                "a limited-memory method, or 'residual', has no matrix: multiply by it with "
                 "result.hess_inv_product(v), or take result.pairs"
             )
         return _matrix(self.state)
@@ -102,6 +109,11 @@ class MinimizeResult(NamedTuple):
         """
         if np.ndim(self.status):
             raise ValueError("hess_inv_product is for one problem: take it under jax.vmap")
+        if isinstance(self._linear, Normal):
+            vector, back = jax.flatten_util.ravel_pytree(v)
+            return back(dot(_inverse_model(self.state), vector))
+        if isinstance(self._linear, Wide):
+            raise ValueError("the method 'residual' keeps no inverse Hessian")
         product = _dense_product if isinstance(self._approx, DenseState) else _limited_product
         return product(self.state, v)
 
@@ -127,6 +139,11 @@ class MinimizeResult(NamedTuple):
             )
         return self.state.approx
 
+    @property
+    def _linear(self) -> Any:
+        """The residuals that the run ended with, linearised, or ``None``."""
+        return self.state.point.linear if isinstance(self.state, LoopState) else None
+
 
 # Every reader of curvature is compiled once for a kind of state.
 
@@ -135,6 +152,16 @@ class MinimizeResult(NamedTuple):
 def _matrix(state: LoopState) -> Array:
     u, g_scale = state.x_scale, state.g_scale[..., None, None]
     H = inverse_hessian(state.approx) / g_scale
+    return H if u is None else u[..., :, None] * u[..., None, :] * H
+
+
+@jax.jit
+def _inverse_model(state: LoopState) -> Array:
+    """The inverse of the last model of a sum of squares, JᵀJ or JᵀJ + S."""
+    B, u = state.point.linear.H, state.x_scale
+    if isinstance(state.approx, StructuredState):
+        B = B + state.approx.in_use[..., None, None] * state.approx.S
+    H = jnp.linalg.inv(B)
     return H if u is None else u[..., :, None] * u[..., None, :] * H
 
 

@@ -73,7 +73,7 @@ class MinimizeOptions(TypedDict, total=False):
 DEFAULT_METHOD = "osbfgs"
 """The method of an objective that says nothing more of itself than its value."""
 
-ITERATIONS = 4
+ITERATIONS = 3
 """Factorisations that a step within a trust region may take."""
 
 DEFAULTS: MinimizeOptions = {
