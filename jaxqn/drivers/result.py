@@ -89,9 +89,9 @@ class MinimizeResult(NamedTuple):
         With bounds, its rows and columns of variables that no bound holds are that; the others
         mean nothing.
 
-        Of a sum of squares it is the inverse of JᵀJ, or of JᵀJ + S where S was in use.
-        Otherwise it is what the method needed, which for the self-scaled ones may be far from the inverse of the
-        Hessian; for standard errors invert :func:`jaxqn.derivatives.hessian` at ``x``.
+        Of a sum of squares it is the inverse of JᵀJ, or of JᵀJ + S where S was in use. Otherwise
+        it is what the method needed, which for the self-scaled ones may be far from the inverse of
+        the Hessian; for standard errors invert :func:`jaxqn.derivatives.hessian` at ``x``.
         """
         if isinstance(self._linear, Normal):
             return _inverse_model(self.state)

@@ -126,10 +126,11 @@ def trust_region_step(
         *_, done, count = carry
         return ~done & (count < iterations)
 
-    start = jnp.clip(jnp.asarray(mu, dtype), 0, most)
+    start = jnp.asarray(mu, dtype)
     if iterations == 1:
         step, _ = at(start)
     else:
+        start = jnp.clip(start, 0, most)
         far, nothing = jnp.full_like(g_norm, jnp.inf), jnp.zeros_like(g)
         nowhere = TrustRegionStep(nothing, start, far, zero, nothing, zero)
         carry = (nowhere, start, zero, most, jnp.zeros((), bool), jnp.int32(0))

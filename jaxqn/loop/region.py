@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxqn._typing import Array, ArrayTree
-from jaxqn.linalg import dot, vectors, where
+from jaxqn.linalg import dot, eps, vectors, where
 from jaxqn.loop.path import Path
 from jaxqn.loop.protocol import (
     Globalization,
@@ -31,6 +31,7 @@ from jaxqn.loop.termination import (
     lost_column,
     lost_columns,
     stands_still,
+    vanished,
 )
 from jaxqn.loop.trust import (
     ACCEPTED,
@@ -152,7 +153,7 @@ def _loses_a_column(state: LoopState, trial: Point, diagonal: Array, run: Run) -
     D, before = state.scales.curvature, state.point.linear.diagonal
     loses = lost_columns(diagonal, D, run.path.free(trial)) & ~lost_columns(before, D, None)
     looked_into = may_accept(state, trial.f, run) & ~run.first
-    return jnp.any(loses) & looked_into & (trial.f > 0)
+    return jnp.any(loses) & looked_into & (trial.f > eps(trial.f.dtype) ** 2 * run.now.f_first)
 
 
 def _model(run: Run) -> Model:
@@ -245,6 +246,7 @@ def _assess(
     stepped = run.tally.nit + moved > 1
     ends = at_offset(offset) | (stepped & stands_still(full, trust.last, x_size))
     ends |= (new.f == 0) | (proposal.slope == 0)
+    ends |= vanished(new.f, jnp.sqrt(jnp.sum((new.x * new.g) ** 2)), run.now.f_first)
     gave_up = outcome.judged.failed | (run.tally.without_progress >= FLAT_LIMIT - 1)
     ends |= gave_up & little_offset(offset, full, x_size)
     lost = no = jnp.zeros_like(moved)

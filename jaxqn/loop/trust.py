@@ -85,7 +85,8 @@ def idle_trips(state: LoopState, fell: Array, finite: Array, accepted: Array) ->
     digit = eps(point.f.dtype)
     x_size = jnp.sqrt(jnp.sum((positive_scales(state.scales.curvature) * point.x) ** 2))
     promises_nothing = trust.promised <= rounding_of(point)
-    held = (finite & promises_nothing) | (trust.length <= 4 * digit * x_size)
+    changes_x = trust.length > 4 * digit * x_size  # also false for NaN
+    held = (finite & promises_nothing) | ~changes_x
     taken = (fell <= digit * point.f) & promises_nothing
     return jnp.where(
         accepted,
