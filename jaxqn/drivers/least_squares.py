@@ -159,21 +159,6 @@ def least_squares(
         m = vectors.size(like)
         method = "residual" if m < n and bounds is None else "structured"
 
-    def completed(result: MinimizeResult) -> LeastSquaresResult:
-        r = _like(result.state.point.linear.r, like)
-        return LeastSquaresResult(
-            x=result.x,
-            cost=result.fun,
-            residuals=r,
-            grad=result.jac,
-            status=result.status,
-            nit=result.nit,
-            nfev=result.nfev,
-            active=result.active,
-            state=result.state,
-            aux=result.aux,
-        )
-
     result = minimize(
         objective,
         x0,
@@ -188,10 +173,26 @@ def least_squares(
         has_aux=has_aux,
         x_scale=x_scale,
         state=state,
-        callback=None if callback is None else lambda result: callback(completed(result)),
+        callback=None if callback is None else lambda result: callback(_completed(result, like)),
         progress=progress,
     )
-    return completed(result)
+    return _completed(result, like)
+
+
+def _completed(result: MinimizeResult, like: ArrayTree) -> LeastSquaresResult:
+    """The result in the words of this door, with residuals ``like`` those returned."""
+    return LeastSquaresResult(
+        x=result.x,
+        cost=result.fun,
+        residuals=_like(result.state.point.linear.r, like),
+        grad=result.jac,
+        status=result.status,
+        nit=result.nit,
+        nfev=result.nfev,
+        active=result.active,
+        state=result.state,
+        aux=result.aux,
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("objective",))

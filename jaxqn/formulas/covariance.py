@@ -36,7 +36,7 @@ def inverse_gram(J: Array) -> tuple[Array, Array]:
     chex.assert_rank(J, 2)
     lengths = jnp.sqrt(jnp.sum(J**2, axis=0))
     D = jnp.where(lengths > 0, lengths, 1)
-    _, sigma, Vt = jnp.linalg.svd(J / D, full_matrices=False)
+    _, sigma, Vt = jnp.linalg.svd(J / D[None], full_matrices=False)
     counts = sigma > max(J.shape) * eps(J.dtype) * sigma[0]
-    W = safe_divide(Vt, sigma[:, None], counts[:, None]) / D
+    W = safe_divide(Vt, sigma[:, None], counts[:, None]) / D[None]
     return jnp.matmul(W.T, W, precision=HIGHEST), jnp.sum(counts, dtype=jnp.int32)

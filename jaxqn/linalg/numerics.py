@@ -43,7 +43,7 @@ def inner(*pairs: tuple[Array, Array]) -> Array:
 
 def matvec(A: Array, x: Array) -> Array:
     """The product of a matrix with a vector, a sum of products for a small one."""
-    return jnp.sum(A * x, axis=1) if x.size <= SMALL_MATRIX else dot(A, x)
+    return jnp.sum(A * x[None], axis=1) if x.size <= SMALL_MATRIX else dot(A, x)
 
 
 def computed_once(*flags: Array) -> Array:

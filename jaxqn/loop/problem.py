@@ -213,7 +213,7 @@ class Problem(NamedTuple):
 
         def jacobian(z: Array) -> Array:
             J = at(lambda x, *args: self.objective.jacobian(x, args), z).astype(dtype)
-            return J if x_scale is None else J * x_scale
+            return J if x_scale is None else J * x_scale[None]
 
         def evaluate(z: ArrayTree, point: Point, g_scale: Array, may_accept: Any) -> Point:
             if self.residuals is not None:

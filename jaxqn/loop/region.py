@@ -243,7 +243,7 @@ def _assess(
     full = jnp.where(proposal.is_full, proposal.length, jnp.inf)
     kept = ~moved & ~proposal.is_full
     offset, full = jnp.where(kept, trust.offset, offset), jnp.where(kept, trust.full, full)
-    stepped = run.tally.nit + moved > 1
+    stepped = (run.tally.nit > 0) | (moved & ~run.first)
     ends = at_offset(offset) | (stepped & stands_still(full, trust.last, x_size))
     ends |= (new.f == 0) | (proposal.slope == 0)
     ends |= vanished(new.f, jnp.sqrt(jnp.sum((new.x * new.g) ** 2)), run.now.f_first)

@@ -187,7 +187,7 @@ def linearised(
         return jax.vmap(push)(identity) if by_columns else jax.vmap(pull)(identity).T
 
     def weigh(v: Array) -> Array:
-        return v if weights is None else weights * v
+        return v if weights is None else jnp.broadcast_to(weights, v.shape) * v
 
     def wide() -> tuple[Array, Linear]:
         root = jnp.ones_like(r) if weights is None else jnp.sqrt(weights)

@@ -14,7 +14,7 @@ import jax
 import pytest
 
 import jaxqn
-from jaxqn.loop import DEFAULTS, MinimizeOptions
+from jaxqn.loop import DEFAULTS, MinimizeOptions, problem
 
 ROOT = Path(__file__).parents[2]
 FUNCTIONS = [name for name in jaxqn.__all__ if inspect.isroutine(getattr(jaxqn, name))]
@@ -136,7 +136,7 @@ def test_public_modules():
 
 
 def test_methods_are_named():
-    assert jaxqn.minimize.__kwdefaults__["method"] in jaxqn.METHODS
+    assert {problem.DEFAULT_METHOD, "structured"} <= set(jaxqn.METHODS)
     assert {"bfgs", "dfp", "sr1", "broyden", "ssbfgs", "ssbroyden"} <= set(jaxqn.METHODS)
     listed = section(inspect.getdoc(jaxqn.minimize), "Args")
     assert all(f'"{name}"' in listed for name in jaxqn.METHODS)
