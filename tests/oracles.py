@@ -97,3 +97,33 @@ def random_pair(rng, n):
     """A step and a gradient change with sᵀy > 0, through a random Hessian."""
     s = rng.normal(size=n)
     return s, random_spd(rng, n, 10.0) @ s
+
+
+def structured(S, s, y, y_sharp, tau=None, weights=None):
+    """N&W eqs. 10.32 and 10.33; with v = W s for y where sᵀy is not clearly positive."""
+    w = np.ones_like(s) if weights is None else weights
+    cosine = (s @ y) / np.sqrt((s @ (w * s)) * (y @ (y / w)))
+    v = y if cosine > 1e-3 else w * s
+    if tau is None:
+        tau = min(1.0, abs(s @ y_sharp) / abs(s @ S @ s))
+    e = y_sharp - tau * S @ s
+    mixed = (np.outer(e, v) + np.outer(v, e)) / (s @ v)
+    return tau * S + mixed - (s @ e) / (s @ v) ** 2 * np.outer(v, v)
+
+
+def trust_region(B, g, radius):
+    """The multiplier and the step of N&W theorem 4.1, by eigenvalues and bisection."""
+    values, Q = np.linalg.eigh(B)
+    inner = Q.T @ g
+
+    def length(mu):
+        return np.linalg.norm(inner / (values + mu))
+
+    if values[0] > 0 and length(0.0) <= radius:
+        return 0.0, -Q @ (inner / values)
+    lo = max(0.0, -values[0])
+    hi = lo + np.linalg.norm(g) / radius
+    for _ in range(200):
+        mu = (lo + hi) / 2
+        lo, hi = (mu, hi) if length(mu) > radius else (lo, mu)
+    return hi, -Q @ (inner / (values + hi))
