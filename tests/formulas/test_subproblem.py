@@ -110,7 +110,8 @@ def test_with_one_iteration_a_long_step_is_shortened():
 def test_with_one_iteration_an_indefinite_matrix_leaves_the_gradient(n):
     B, g = problem("indefinite", n)
     step = step_of(B, g, 0.1, iterations=1)
-    assert not bool(step.factor.positive)
+    assert float(step.least) <= 0
+    assert np.isinf(step.length)
     np.testing.assert_allclose(step.p, -0.1 * g / np.linalg.norm(g), rtol=1e-12)
 
 
@@ -157,6 +158,20 @@ def test_what_a_step_says_of_neighbouring_radii():
         np.testing.assert_allclose(found, oracles.trust_region(B, g, radius)[0], rtol=0.01)
     full = step_of(B, g, 1e3)
     assert float(hebden(full.mu, full.length, full.fall, jnp.asarray(1e3))) < 0
+
+
+@each_size
+@pytest.mark.parametrize("radius", [0.1, 1e3])
+def test_another_vector_is_solved_for(n, radius):
+    B, g = problem("definite", n)
+    h = np.arange(1.0, n + 1)
+    plain, step = step_of(B, g, radius), step_of(B, g, radius, h=h)
+    np.testing.assert_allclose(step.p, plain.p, rtol=1e-12)
+    np.testing.assert_array_equal(plain.also, np.zeros(n))
+    also = np.linalg.solve(B + float(step.mu) * np.eye(n), h)
+    np.testing.assert_allclose(step.also, also, rtol=1e-9)
+    L = np.linalg.cholesky(B + float(step.mu) * np.eye(n))
+    np.testing.assert_allclose(step.least, np.min(np.diag(L)) ** 2, rtol=1e-9)
 
 
 def test_few_factorisations():
