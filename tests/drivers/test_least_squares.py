@@ -126,10 +126,10 @@ def test_a_loss_of_the_callers(spoilt):
 
 def test_a_scale_is_a_division_of_the_residuals(spoilt):
     x0, (fit,) = spoilt
-    scaled = least_squares(misfit, x0, (fit,), loss="cauchy", f_scale=0.0625)
-    divided = least_squares(misfit, x0, (fit._replace(c=16 * fit.c),), loss="cauchy")
+    scaled = least_squares(misfit, x0, (fit,), loss="cauchy", f_scale=0.05)
+    divided = least_squares(misfit, x0, (fit._replace(c=20 * fit.c),), loss="cauchy")
     np.testing.assert_allclose(divided.x, scaled.x, rtol=1e-9)
-    np.testing.assert_allclose(divided.cost, 256 * scaled.cost, rtol=1e-9)
+    np.testing.assert_allclose(divided.cost, 400 * scaled.cost, rtol=1e-9)
 
 
 # Forms of parameters and residuals
@@ -233,7 +233,7 @@ def test_a_callback_sees_every_step_and_can_stop():
     assert len(seen) == int(whole.nit)
     assert all(isinstance(result, LeastSquaresResult) for result in seen)
     costs = [float(result.cost) for result in seen]
-    assert costs == sorted(costs, reverse=True)
+    assert np.all(np.diff(costs) <= 1e-12 * costs[-1])
     same(least_squares(misfit, x0, args).x, whole.x)
     np.testing.assert_array_equal(seen[1].residuals, misfit(seen[1].x, *args))
     stopped = least_squares(misfit, x0, args, callback=lambda result: result.nit >= 2)
