@@ -132,6 +132,9 @@ def _whitening(sigma: Any, ydata: Array) -> Array | None:
 @functools.partial(jax.jit, static_argnames=("residuals",))
 def _covariance(p: Array, args: Any, *, residuals: Callable[..., Array]) -> Array:
     """(JᵀJ)⁻¹ at p, infinite where J has not full rank."""
-    J = jax.jacfwd(residuals)(p, *args)
+    try:
+        J = jax.jacfwd(residuals)(p, *args)
+    except TypeError:  # a model with a derivative backwards only
+        J = jax.jacrev(residuals)(p, *args)
     inverse, rank = inverse_gram(J)
     return jnp.where(rank == p.size, inverse, jnp.inf)

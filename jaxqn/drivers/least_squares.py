@@ -12,7 +12,18 @@ from jaxqn.drivers.minimize import minimize
 from jaxqn.drivers.result import MinimizeResult
 from jaxqn.formulas import Loss
 from jaxqn.linalg import vectors
-from jaxqn.loop import MESSAGES, LoopState, Status, SumOfSquares, succeeded, sum_of_squares
+from jaxqn.loop import (
+    MESSAGES,
+    LoopState,
+    MinimizeOptions,
+    Status,
+    SumOfSquares,
+    box_of,
+    problem_of,
+    succeeded,
+    sum_of_squares,
+    tolerances,
+)
 from jaxqn.quasi_newton import QuasiNewton
 
 __all__ = ["LeastSquaresResult", "least_squares"]
@@ -153,7 +164,21 @@ def least_squares(
     objective: Any = sum_of_squares(residuals, loss, f_scale, has_aux=has_aux, jac=jac)
     check_args(args)
     check_callback(callback)
-    x0, _, n = check_x0(x0)
+    x0, dtype, n = check_x0(x0)
+    options: Any = MinimizeOptions(
+        bounds=bounds,
+        method=method,
+        linesearch=None,
+        gtol=gtol,
+        ftol=ftol,
+        xtol=xtol,
+        maxiter=maxiter,
+        maxfun=maxfun,
+        has_aux=has_aux,
+        hess_inv0=None,
+        x_scale=x_scale,
+    )
+    _check(objective, x0, args, options, dtype, n)
     like = _residuals_at.eval_shape(x0, tuple(args), objective=objective)
     if method is None:
         m = vectors.size(like)
@@ -163,20 +188,22 @@ def least_squares(
         objective,
         x0,
         args,
-        bounds=bounds,
-        method=method,
-        gtol=gtol,
-        ftol=ftol,
-        xtol=xtol,
-        maxiter=maxiter,
-        maxfun=maxfun,
-        has_aux=has_aux,
-        x_scale=x_scale,
+        **{**options, "method": method},
         state=state,
         callback=None if callback is None else lambda result: callback(_completed(result, like)),
         progress=progress,
     )
     return _completed(result, like)
+
+
+def _check(
+    objective: SumOfSquares, x0: ArrayTree, args: Any, options: MinimizeOptions, dtype: Any, n: int
+) -> None:
+    """Raise errors for the options before the residuals are traced for their shapes."""
+    problem = problem_of(objective, args, options)
+    tolerances(dtype, n, options)
+    problem.starts(options, x0)
+    box_of(options, x0)
 
 
 def _completed(result: MinimizeResult, like: ArrayTree) -> LeastSquaresResult:

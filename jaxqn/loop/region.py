@@ -187,7 +187,8 @@ def _replan(
     )
     approx = model.learn(state.approx, lesson)
     trust = Trust(*outcome.search.scalars)
-    x_size = jnp.sqrt(dot(scales * new.x, scales * new.x))
+    sizes = D * new.x if model.matrix is not None else new.x
+    x_size = jnp.sqrt(dot(sizes, sizes))
     begins = FIRST_RADIUS * jnp.where(x_size > 0, x_size, jnp.sqrt(2 * jnp.abs(new.f)))
     trust = trust._replace(
         radius=jnp.where(run.first, begins, trust.radius),

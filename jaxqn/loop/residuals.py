@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
+import numpy as np
 
 from jaxqn._typing import Array, ArrayTree
 from jaxqn.checks import (
@@ -15,6 +16,7 @@ from jaxqn.checks import (
     check_loss,
     check_number,
     check_residuals,
+    described,
     is_traced,
     split_aux,
 )
@@ -51,9 +53,9 @@ class SumOfSquares(NamedTuple):
     has_aux: bool = False
     jac: Callable[..., Any] | None = None
 
-    def __call__(self, x: ArrayTree, *args: Any) -> Any:
+    def __call__(self, x: ArrayTree, *args: Any, **kwargs: Any) -> Any:
         """The value, or ``(value, aux)``."""
-        r, aux = self.flat(self.residuals(x, *args))
+        r, aux = self.flat(self.residuals(x, *args, **kwargs))
         value = self.cost(r)[0]
         return (value, aux) if self.has_aux else value
 
@@ -124,6 +126,7 @@ def sum_of_squares(
 
     Example:
       >>> import jax.numpy as jnp
+    import numpy as np
       >>> from jaxqn import minimize
       >>> def misfit(p, t, y):
       ...     return p[0] * jnp.exp(-p[1] * t) - y
@@ -136,8 +139,11 @@ def sum_of_squares(
       Triggs et al., Bundle Adjustment (2000), appendix, for the losses.
     """
     check_hashable(residuals, "residuals")
-    if is_traced(f_scale):
-        raise TypeError("f_scale must be a number known when compiling: divide the residuals by it")
+    if is_traced(f_scale) or not isinstance(f_scale, int | float | np.number):
+        raise TypeError(
+            "f_scale must be a number known when compiling, but it is "
+            f"{described(f_scale)}: to make it an argument, divide the residuals by it"
+        )
     check_loss(loss, LOSSES)
     if jac is not None:
         check_hashable(jac, "jac")
@@ -225,6 +231,7 @@ def _both_ways(fun: Callable[..., Any], z: Array) -> tuple[Array, Any, Any, Any]
     """Residuals, products with J, products with Jᵀ, and auxiliary data; fun is called once."""
     try:
         r, push, aux = jax.linearize(fun, z, has_aux=True)
+        jax.eval_shape(jax.vmap(push), z[None])  # some functions refuse only here
     except TypeError as error:
         if "custom_vjp" not in str(error):
             raise

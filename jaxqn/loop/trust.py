@@ -83,7 +83,7 @@ def idle_trips(state: LoopState, fell: Array, finite: Array, accepted: Array) ->
     """Trips in a row that rounding decides: what they promise, or their steps, are below it."""
     point, trust = state.point, Trust(*state.search.scalars)
     digit = eps(point.f.dtype)
-    x_size = jnp.sqrt(jnp.sum((positive_scales(state.scales.curvature) * point.x) ** 2))
+    x_size = jnp.sqrt(jnp.sum((state.scales.curvature * point.x) ** 2))
     promises_nothing = trust.promised <= rounding_of(point)
     changes_x = trust.length > 4 * digit * x_size  # also false for NaN
     held = (finite & promises_nothing) | ~changes_x

@@ -123,7 +123,7 @@ def scale_by_quasi_newton(
     check_quasi_newton(qn)
     if qn.needs != "nothing":
         raise ValueError(
-            "this method needs Hessians, which a quasi-Newton transformation does not have: use "
+            "this method needs Hessians or residuals, which a transformation does not have: use "
             "jaxqn.scale_by_newton"
         )
     check_method(qn, bounded=bounds is not None)
