@@ -18,7 +18,7 @@ import scipy.optimize
 
 import jaxqn
 from jaxqn import Status
-from jaxqn.drivers import minimize
+from jaxqn.drivers import least_squares, minimize
 
 README = Path(__file__).parents[2] / "README.md"
 ROWS = {}
@@ -189,6 +189,44 @@ def test_scipy_hess_inv0():
     np.testing.assert_allclose(there.x, H[:, 0], rtol=1e-12)
 
 
+def residuals(x, a):
+    """The sum of their squares is the valley."""
+    return jnp.stack([10 * (x[1] - x[0] ** 2), a - x[0]])
+
+
+@row(
+    "`scipy.optimize.least_squares(r, x0, args=args, bounds=(low, high), "
+    'loss="soft_l1", f_scale=0.1)`'
+)
+def test_scipy_least_squares():
+    low, high = np.array([-2.0, 0.0]), np.array([1.0, 3.0])
+    options = {"loss": "soft_l1", "f_scale": 0.1}
+    there = scipy.optimize.least_squares(
+        residuals, X0, args=ARGS, bounds=(low, high), **options, xtol=1e-12, ftol=1e-12, gtol=1e-12
+    )
+    here = least_squares(residuals, X0, ARGS, bounds=(low, high), **options)
+    assert here.success
+    np.testing.assert_allclose(here.x, [1.0, 1.0], rtol=1e-6)
+    np.testing.assert_allclose(here.x, there.x, rtol=1e-4)
+    np.testing.assert_allclose(here.cost, there.cost, rtol=1e-6)
+
+
+@row("`res.cost`, `res.fun`, `res.grad`, `res.active_mask`, `res.jac`")
+def test_scipy_least_squares_results():
+    bounds = (np.array([-2.0, 0.0]), np.array([1.0, 3.0]))
+    there = scipy.optimize.least_squares(residuals, X0, args=ARGS, bounds=bounds)
+    here = least_squares(residuals, X0, ARGS, bounds=bounds)
+    jacobian = jax.jacfwd(residuals)(here.x, *ARGS)
+    for found, wanted in (
+        (here.cost, there.cost),
+        (here.residuals, there.fun),
+        (here.grad, there.grad),
+        (here.active, there.active_mask),
+        (jacobian, there.jac),
+    ):
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+
+
 @row("`scipy.optimize.least_squares(..., x_scale=sizes)`")
 def test_scipy_x_scale():
     """Lengths in thousandths beside lengths in thousands, both from 0."""
@@ -207,6 +245,21 @@ def test_scipy_x_scale():
     for result in (there, here):
         assert result.success
         at_the_solution(result.x / np.array(sizes))
+
+
+@row("`scipy.optimize.curve_fit(f, x, y, p0, sigma, absolute_sigma=True)`")
+def test_scipy_curve_fit():
+    def curve(x, scale, rate):
+        return scale * jnp.exp(-rate * x)
+
+    x = np.linspace(0.0, 4.0, 30)
+    y, sigma, p0 = 3 * np.exp(-0.7 * x) + 0.01 * np.cos(40 * x), 0.01 + 0.001 * x, [1.0, 1.0]
+    there = scipy.optimize.curve_fit(curve, x, y, p0, sigma, absolute_sigma=True)
+    here = jaxqn.curve_fit(curve, x, y, p0, sigma=sigma, absolute_sigma=True)
+    for found, wanted in zip(here, there, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-4)
+    with pytest.raises(ValueError, match="absolute_sigma"):
+        jaxqn.curve_fit(curve, x, y, p0, sigma=sigma)
 
 
 @row("`res.x, res.fun, res.jac, res.nit, res.nfev, res.success, res.message, res.hess_inv`")
@@ -459,6 +512,14 @@ def test_jaxopt_lbfgs(jaxopt):
     at_the_solution(there.run(X0, *ARGS).params, here.x)
 
 
+@row("`jaxopt.LevenbergMarquardt(r).run(x0, *args)`, `jaxopt.GaussNewton(r)`")
+def test_jaxopt_least_squares(jaxopt):
+    here = least_squares(residuals, X0, ARGS)
+    with jax.numpy_dtype_promotion("standard"):  # its damping mixes float32 and float64
+        for solver in (jaxopt.LevenbergMarquardt, jaxopt.GaussNewton):
+            at_the_solution(solver(residuals, tol=1e-8).run(X0, *ARGS).params, here.x)
+
+
 @row("`state = solver.init_state(x0)`, `x, state = solver.update(x, state, *args)`")
 def test_jaxopt_update(jaxopt):
     """One iteration at a time; here `maxiter` is the count at which to pause."""
@@ -615,6 +676,15 @@ def test_optimistix_methods(optimistix):
         there = optimistix.minimise(valley, solver, X0, ARGS[0], max_steps=2000)
         here = minimize(valley, X0, ARGS, method=method)
         at_the_solution(there.value, here.x)
+
+
+@row("`optimistix.least_squares(r, optimistix.LevenbergMarquardt(rtol, atol), y0, args)`")
+def test_optimistix_least_squares(optimistix):
+    solver = optimistix.LevenbergMarquardt(1e-8, 1e-8)
+    there = optimistix.least_squares(residuals, solver, X0, ARGS[0])
+    here = least_squares(residuals, X0, (ARGS[0],))
+    at_the_solution(there.value, here.x)
+    assert here.nfev <= there.stats["num_steps"]
 
 
 @row("`rtol`, `atol`: of the step and of the value")
