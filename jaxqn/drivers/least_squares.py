@@ -122,7 +122,7 @@ def least_squares(
       x_scale: sizes of the parameters, like ``x0`` or one number. Only "residual" depends on it;
         the others measure by the columns of the Jacobian.
       gtol: stop when the largest entry of the gradient of the cost is at most this. By default a
-        run stops where the sine of the angle between r and what a change of x can do to r is
+        run stops where the cosine of the angle between r and what a change of x can do to r is
         within max(1e-10, 80 eps), or where for residuals that vanish no step changes x. Neither
         depends on the scale of x or r.
       ftol: stop when a step decreases the cost by at most this fraction; 0 is off.

@@ -19,7 +19,7 @@ from jaxqn.drivers.batch_solve import solve_batch
 from jaxqn.drivers.chunk_files import ChunkFiles, digest, is_key, without_addresses
 from jaxqn.drivers.in_axes import Layout, axes_of, common_size, split
 from jaxqn.drivers.result import MinimizeResult
-from jaxqn.loop import MinimizeOptions, completed, problem_of
+from jaxqn.loop import MinimizeOptions, completed, default_method, problem_of
 
 __all__ = ["minimize_stream"]
 
@@ -84,6 +84,7 @@ def minimize_stream(
         )
     chunk = check_count("chunk", chunk)
     problem = problem_of(fun, args, settings)
+    settings["method"] = settings["method"] or default_method(fun)
     mapped, shared, layout = _on_host(in_axes, arguments)
     total = len(mapped[0])
     chunk = min(chunk, total)

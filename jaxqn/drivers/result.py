@@ -34,6 +34,9 @@ from jaxqn.quasi_newton import (
 __all__ = ["MinimizeResult"]
 
 
+NO_INVERSE = "the method 'residual' keeps no inverse Hessian: its matrices are those of residuals"
+
+
 class MinimizeResult(NamedTuple):
     """What :func:`minimize` returns. Under ``vmap`` every field has the batch's leading axis.
 
@@ -95,9 +98,11 @@ class MinimizeResult(NamedTuple):
         """
         if isinstance(self._linear, Normal):
             return _inverse_model(self.state)
+        if isinstance(self._linear, Wide):
+            raise ValueError(NO_INVERSE)
         if not isinstance(self._approx, DenseState):
             raise ValueError(
-                "a limited-memory method, or 'residual', has no matrix: multiply by it with "
+                "a limited-memory method has no matrix: multiply by it with "
                 "result.hess_inv_product(v), or take result.pairs"
             )
         return _matrix(self.state)
@@ -113,7 +118,7 @@ class MinimizeResult(NamedTuple):
             vector, back = jax.flatten_util.ravel_pytree(v)
             return back(dot(_inverse_model(self.state), vector))
         if isinstance(self._linear, Wide):
-            raise ValueError("the method 'residual' keeps no inverse Hessian")
+            raise ValueError(NO_INVERSE)
         product = _dense_product if isinstance(self._approx, DenseState) else _limited_product
         return product(self.state, v)
 

@@ -8,6 +8,7 @@ from jaxqn.loop.problem import (
     Problem,
     box_of,
     completed,
+    default_method,
     problem_of,
     tolerances,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "bent",
     "box_of",
     "completed",
+    "default_method",
     "face_of",
     "from_scaled",
     "gradient_from_scaled",

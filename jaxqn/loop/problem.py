@@ -1,5 +1,6 @@
 """An objective as the loop sees it: value and gradient over the vector that a method wants."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypedDict
@@ -49,6 +50,7 @@ __all__ = [
     "Problem",
     "box_of",
     "completed",
+    "default_method",
     "problem_of",
     "tolerances",
 ]
@@ -247,15 +249,19 @@ def _refuse(primals: Any, tangents: Any) -> Any:
     )
 
 
+def default_method(fun: Any) -> str:
+    """The method where the caller names none."""
+    return "structured" if isinstance(fun, SumOfSquares) else DEFAULT_METHOD
+
+
 def problem_of(fun: Any, args: Any, options: MinimizeOptions) -> Problem:
     """The problem that a front door was given, checked."""
     method, linesearch = options["method"], options["linesearch"]
     squares, has_aux = isinstance(fun, SumOfSquares), options["has_aux"]
     if squares:
         has_aux = has_aux or fun.has_aux
-        fun = fun._replace(has_aux=has_aux)
-    if method is None:
-        method = "structured" if squares else DEFAULT_METHOD
+        fun = dataclasses.replace(fun, has_aux=has_aux)
+    method = default_method(fun) if method is None else method
     qn = method_by_name(method) if isinstance(method, str) else method
     bounded = options["bounds"] is not None
     check_method(qn, bounded=bounded)

@@ -54,6 +54,9 @@ FIRST_RADIUS = 0.3
 """The first radius over ‖x‖_D. With 1, one of 300 fits of two peaks falls into another minimum;
 with 0.1, canyons far from the solution take several times the evaluations."""
 
+LEAST_EFFECT = 1e-6
+"""The least Dⱼ |xⱼ| at the start, over the largest."""
+
 FIRST_DAMPING = 0.1
 """The first damping, beside a diagonal of 1."""
 
@@ -172,6 +175,7 @@ def _replan(
     s = trial.x - point.x
     diagonal = new.linear.diagonal
     D = jnp.maximum(state.scales.curvature, jnp.sqrt(diagonal))
+    D = jnp.where(run.first, _first_scales(D, new.x), D)
     scales = positive_scales(D) if model.matrix is not None else jnp.ones_like(D)
     decrease, finite = outcome.slopes
     lesson = Trial(
@@ -213,6 +217,16 @@ def _replan(
     step = jnp.where(judged.moved, s, 0)
     search = RegionSearch(jnp.stack(trust))
     return Replanned(new, step, approx, D, proposal.p, search, now, prospects, no, no)
+
+
+def _first_scales(D: Array, x: Array) -> Array:
+    """The scales at the start: all of xⱼ counts, at least by a millionth of what others do.
+
+    A column next to 0, on a plateau of its parameter, would allow any step along it.
+    """
+    effect = D * jnp.abs(x)
+    least = LEAST_EFFECT * jnp.max(effect) / jnp.where(x == 0, 1, jnp.abs(x))
+    return jnp.where(x == 0, D, jnp.maximum(D, least))
 
 
 def _first_multiplier(model: Model, first: Point) -> Array | float:

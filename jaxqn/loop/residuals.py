@@ -1,8 +1,9 @@
 """Sums of squares as objectives, and their residuals linearised at a trial."""
 
+import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.flatten_util
@@ -36,7 +37,8 @@ BLOCK = 64
 """Columns of such a block."""
 
 
-class SumOfSquares(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class SumOfSquares:
     """An objective that is a function, and that drivers can look into: see ``sum_of_squares``.
 
     Attributes:
@@ -126,7 +128,6 @@ def sum_of_squares(
 
     Example:
       >>> import jax.numpy as jnp
-    import numpy as np
       >>> from jaxqn import minimize
       >>> def misfit(p, t, y):
       ...     return p[0] * jnp.exp(-p[1] * t) - y

@@ -175,7 +175,7 @@ def at_offset(offset: Array) -> Array:
 
         √(gᵀB⁻¹g / 2f) ≤ max(1e-10, 80 eps),
 
-    the sine of the angle between r and the tangent space, for B = JᵀJ.
+    the cosine of the angle between r and the tangent space, for B = JᵀJ.
 
     References:
       Bates & Watts, Technometrics 23 (1981).

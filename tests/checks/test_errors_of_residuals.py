@@ -49,7 +49,7 @@ def test_bad_input(error, words, options):
 
 
 def test_a_scale_is_known_when_compiling():
-    with pytest.raises(TypeError, match="f_scale must be a number known when compiling: divide"):
+    with pytest.raises(TypeError, match="f_scale must be a number known when compiling"):
         jax.jit(lambda C: least_squares(never, X, loss="huber", f_scale=C).x)(1.0)
 
 

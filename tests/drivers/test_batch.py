@@ -358,7 +358,8 @@ def outside_loops(jaxpr):
                     yield from outside_loops(getattr(jaxpr_in, "jaxpr", jaxpr_in))
 
 
-DENSE = [method for method in jaxqn.METHODS if method not in ("newton", "lbfgs")]
+OTHERS = ("newton", "lbfgs", "structured", "lm", "residual")
+DENSE = [method for method in jaxqn.METHODS if method not in OTHERS]
 
 
 @functools.cache
