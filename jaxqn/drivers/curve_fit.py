@@ -61,7 +61,7 @@ def curve_fit(
       >>> t = jnp.linspace(0.0, 4.0, 30)
       >>> curve = lambda t, scale, rate: scale * jnp.exp(-rate * t)
       >>> popt, pcov = curve_fit(curve, t, curve(t, 3.0, 0.7) + 0.01 * jnp.cos(40 * t), [1.0, 1.0])
-      >>> popt.round(2).tolist(), pcov.shape
+      >>> [round(float(value), 2) for value in popt], pcov.shape
       ([3.0, 0.7], (2, 2))
 
     References:

@@ -73,7 +73,7 @@ class MinimizeOptions(TypedDict, total=False):
 
 
 DEFAULT_METHOD = "osbfgs"
-"""The method of an objective that says nothing more of itself than its value."""
+"""The method of an objective of which only values are known."""
 
 ITERATIONS = 3
 """Factorisations that a step within a trust region may take."""
@@ -228,9 +228,11 @@ class Problem(NamedTuple):
             point = point if box_z is None else finite_multipliers(point, box_z)
             return _without_derivative(point)
 
-        second: Any = jax.hessian(lambda z: fun(z)[0])
-        if self.residuals is not None:
-            second = functools.partial(curvature_along, residuals)
+        hessian, bend = (
+            jax.hessian(lambda z: fun(z)[0]),
+            functools.partial(curvature_along, residuals),
+        )
+        second = hessian if self.residuals is None else bend
         return evaluate, second, self.path(box, x_scale)
 
 
