@@ -27,8 +27,8 @@ def inverse_gram(J: Array) -> tuple[Array, Array]:
 
     Example:
       >>> inverse, rank = inverse_gram(jnp.array([[2.0, 0.0], [0.0, 4.0], [0.0, 0.0]]))
-      >>> inverse.round(4).tolist(), int(rank)
-      ([[0.25, 0.0], [0.0, 0.0625]], 2)
+      >>> [round(float(value), 4) for value in jnp.diag(inverse)], int(rank)
+      ([0.25, 0.0625], 2)
 
     References:
       Björck, Numerical Methods for Least Squares Problems, 1996, section 2.8.

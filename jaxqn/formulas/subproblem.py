@@ -80,7 +80,7 @@ def trust_region_step(
 
     Example:
       >>> step = trust_region_step(jnp.eye(2), jnp.array([3.0, 4.0]), jnp.array(1.0))
-      >>> round(float(step.mu), 2), step.p.round(2).tolist()
+      >>> round(float(step.mu), 2), [round(float(value), 2) for value in step.p]
       (4.0, [-0.6, -0.8])
 
     References:

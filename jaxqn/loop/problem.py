@@ -228,11 +228,9 @@ class Problem(NamedTuple):
             point = point if box_z is None else finite_multipliers(point, box_z)
             return _without_derivative(point)
 
-        hessian, bend = (
-            jax.hessian(lambda z: fun(z)[0]),
-            functools.partial(curvature_along, residuals),
-        )
-        second = hessian if self.residuals is None else bend
+        second: Any = functools.partial(curvature_along, residuals)
+        if self.residuals is None:
+            second = jax.hessian(lambda z: fun(z)[0])
         return evaluate, second, self.path(box, x_scale)
 
 
@@ -261,8 +259,7 @@ def problem_of(fun: Any, args: Any, options: MinimizeOptions) -> Problem:
     method, linesearch = options["method"], options["linesearch"]
     squares, has_aux = isinstance(fun, SumOfSquares), options["has_aux"]
     if squares:
-        has_aux = has_aux or fun.has_aux
-        fun = dataclasses.replace(fun, has_aux=has_aux)
+        fun = dataclasses.replace(fun, has_aux=(has_aux := has_aux or fun.has_aux))
     method = default_method(fun) if method is None else method
     qn = method_by_name(method) if isinstance(method, str) else method
     bounded = options["bounds"] is not None

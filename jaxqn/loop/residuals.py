@@ -133,7 +133,7 @@ def sum_of_squares(
       ...     return p[0] * jnp.exp(-p[1] * t) - y
       >>> t = jnp.linspace(0.0, 4.0, 20)
       >>> result = minimize(sum_of_squares(misfit), jnp.ones(2), (t, 3 * jnp.exp(-0.7 * t)))
-      >>> result.x.round(3).tolist()
+      >>> [round(float(value), 3) for value in result.x]
       [3.0, 0.7]
 
     References:

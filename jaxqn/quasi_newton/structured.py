@@ -52,7 +52,7 @@ def structured() -> QuasiNewton:
       >>> from jaxqn import minimize, sum_of_squares
       >>> residuals = lambda x: jnp.array([10 * (x[1] - x[0] ** 2), 1 - x[0]])
       >>> result = minimize(sum_of_squares(residuals), jnp.array([-1.2, 1.0]), method=structured())
-      >>> result.x.round(3).tolist()
+      >>> [round(float(value), 3) for value in result.x]
       [1.0, 1.0]
 
     References:
@@ -76,7 +76,7 @@ def gauss_newton() -> QuasiNewton:
       >>> from jaxqn import minimize, sum_of_squares
       >>> residuals = lambda x: jnp.array([10 * (x[1] - x[0] ** 2), 1 - x[0]])
       >>> result = minimize(sum_of_squares(residuals), jnp.array([-1.2, 1.0]), method="lm")
-      >>> result.x.round(3).tolist()
+      >>> [round(float(value), 3) for value in result.x]
       [1.0, 1.0]
 
     References:
@@ -102,7 +102,7 @@ def residual_space() -> QuasiNewton:
       >>> from jaxqn import minimize, sum_of_squares
       >>> residuals = lambda x: jnp.array([x[0] * x[1] - 2, x[1] * x[2] - 3])
       >>> result = minimize(sum_of_squares(residuals), jnp.ones(3), method="residual")
-      >>> (result.x[:2] * result.x[1:]).round(3).tolist()
+      >>> [round(float(value), 3) for value in result.x[:2] * result.x[1:]]
       [2.0, 3.0]
 
     References:
