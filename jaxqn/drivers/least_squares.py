@@ -7,16 +7,14 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxqn._typing import Array, ArrayTree
-from jaxqn.checks import called, check_args, check_callback, check_x0, is_traced
+from jaxqn.checks import called, check_args, check_callback, check_x0
 from jaxqn.drivers.minimize import minimize
-from jaxqn.drivers.result import MinimizeResult
+from jaxqn.drivers.result import MinimizeResult, message_of, status_shown
 from jaxqn.formulas import Loss
 from jaxqn.linalg import vectors
 from jaxqn.loop import (
-    MESSAGES,
     LoopState,
     MinimizeOptions,
-    Status,
     SumOfSquares,
     box_of,
     problem_of,
@@ -59,9 +57,7 @@ class LeastSquaresResult(NamedTuple):
 
     def __repr__(self) -> str:
         """A single status by name; the state by its type only."""
-        status: Any = self.status
-        if isinstance(status, jax.Array) and not is_traced(status) and status.ndim == 0:
-            status = Status(int(status)).name
+        status = status_shown(self.status)
         counts = f"status={status}, nit={self.nit}, nfev={self.nfev}, cost={self.cost}"
         return f"LeastSquaresResult({counts}, x={self.x}, grad={self.grad})"
 
@@ -73,9 +69,7 @@ class LeastSquaresResult(NamedTuple):
     @property
     def message(self) -> str:
         """The status in words, with advice. Only for a single, concrete result."""
-        if self.status.ndim:
-            raise ValueError("message is for one problem; a batch has statuses: see result.status")
-        return MESSAGES[Status(int(self.status))]
+        return message_of(self.status)
 
 
 def least_squares(

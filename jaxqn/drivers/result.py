@@ -31,7 +31,21 @@ from jaxqn.quasi_newton import (
     stored_pairs,
 )
 
-__all__ = ["MinimizeResult"]
+__all__ = ["MinimizeResult", "message_of", "status_shown"]
+
+
+def status_shown(status: Any) -> Any:
+    """A single, concrete status by name; any other as it is."""
+    if isinstance(status, jax.Array) and not is_traced(status) and status.ndim == 0:
+        return Status(int(status)).name
+    return status
+
+
+def message_of(status: Array) -> str:
+    """A single, concrete status in words."""
+    if np.ndim(status):
+        raise ValueError("message is for one problem; a batch has statuses: see result.status")
+    return MESSAGES[Status(int(status))]
 
 
 NO_INVERSE = "the method 'residual' keeps no inverse Hessian: its matrices are those of residuals"
@@ -66,10 +80,9 @@ class MinimizeResult(NamedTuple):
 
     def __repr__(self) -> str:
         """A single status by name; the state, as large as H, by its type only."""
-        status: Any = self.status
-        if isinstance(status, jax.Array) and not is_traced(status) and status.ndim == 0:
-            status = Status(int(status)).name
-        shown = f"status={status}, nit={self.nit}, nfev={self.nfev}, fun={self.fun}"
+        shown = (
+            f"status={status_shown(self.status)}, nit={self.nit}, nfev={self.nfev}, fun={self.fun}"
+        )
         state = type(self.state).__name__
         return f"MinimizeResult({shown}, x={self.x}, jac={self.jac}, aux={self.aux}, state={state})"
 
@@ -81,9 +94,7 @@ class MinimizeResult(NamedTuple):
     @property
     def message(self) -> str:
         """The status in words, with advice. Only for a single, concrete result."""
-        if np.ndim(self.status):
-            raise ValueError("message is for one problem; a batch has statuses: see result.status")
-        return MESSAGES[Status(int(self.status))]
+        return message_of(self.status)
 
     @property
     def hess_inv(self) -> Array:

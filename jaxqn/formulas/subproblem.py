@@ -76,7 +76,8 @@ def trust_region_step(
       iterations: factorisations allowed; with 1 the program has no loop.
 
     Returns:
-      A :class:`TrustRegionStep`. Cost: a factorisation per iteration, of which there are 1 to 4.
+      A :class:`TrustRegionStep`. Cost: a factorisation per iteration: 1 to 4 for a
+      definite B, up to 14 for others.
 
     Example:
       >>> step = trust_region_step(jnp.eye(2), jnp.array([3.0, 4.0]), jnp.array(1.0))

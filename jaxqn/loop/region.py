@@ -174,9 +174,11 @@ def _replan(
     model = _model(run)
     s = trial.x - point.x
     diagonal = new.linear.diagonal
-    D = jnp.maximum(state.scales.curvature, jnp.sqrt(diagonal))
-    D = jnp.where(run.first, _first_scales(D, new.x), D)
-    scales = positive_scales(D) if model.matrix is not None else jnp.ones_like(D)
+    D = jnp.ones_like(diagonal)  # in the space of residuals x keeps its units
+    if model.matrix is not None:
+        D = jnp.maximum(state.scales.curvature, jnp.sqrt(diagonal))
+        D = jnp.where(run.first, _first_scales(D, new.x), D)
+    scales = positive_scales(D)
     decrease, finite = outcome.slopes
     lesson = Trial(
         s,
@@ -191,8 +193,7 @@ def _replan(
     )
     approx = model.learn(state.approx, lesson)
     trust = Trust(*outcome.search.scalars)
-    sizes = D * new.x if model.matrix is not None else new.x
-    x_size = jnp.sqrt(dot(sizes, sizes))
+    x_size = jnp.sqrt(dot(D * new.x, D * new.x))
     begins = FIRST_RADIUS * jnp.where(x_size > 0, x_size, jnp.sqrt(2 * jnp.abs(new.f)))
     trust = trust._replace(
         radius=jnp.where(run.first, begins, trust.radius),
