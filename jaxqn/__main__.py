@@ -29,7 +29,7 @@ class Column(NamedTuple):
 
 
 FIT_COLUMNS = (
-    Column("method", max(len(name) for name in (*jaxqn.METHODS, "scipy BFGS")), "s"),
+    Column("method", max(len(name) for name in (*iris_demo.METHODS, "scipy BFGS")), "s"),
     Column("status", max(len(status.name) for status in jaxqn.Status), "s"),
     Column("iterations", 10, "d"),
     Column("evaluations", 11, "d"),
@@ -75,9 +75,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--method",
         action="append",
-        choices=jaxqn.METHODS,
+        choices=iris_demo.METHODS,
         metavar="NAME",
-        help=f"fit with this method only; may be repeated. One of {', '.join(jaxqn.METHODS)}",
+        help=f"fit with this method only; may be repeated. One of {', '.join(iris_demo.METHODS)}",
     )
     parser.add_argument(
         "--dtype", choices=tuple(iris_demo.GTOL), default="float32", help="default: %(default)s"
@@ -122,7 +122,7 @@ def run(options: argparse.Namespace) -> None:
     """Fits, resamples, prints and, if asked, plots."""
     if options.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
-    methods = tuple(dict.fromkeys(options.method or jaxqn.METHODS))
+    methods = tuple(dict.fromkeys(options.method or iris_demo.METHODS))
     iris = iris_demo.load_iris(options.dtype)
     say(introduction(iris))
     best, params = compare_methods(iris, methods)

@@ -21,6 +21,10 @@ from jaxqn._typing import Array, ArrayTree
 from jaxqn.drivers import minimize
 from jaxqn.linalg import dot
 from jaxqn.linalg.vectors import inf_norm
+from jaxqn.quasi_newton import METHODS as KNOWN_METHODS
+
+METHODS = tuple(name for name, method in KNOWN_METHODS.items() if method.model is None)
+"""The methods that fit a likelihood; the others fit residuals, which a likelihood has not."""
 
 PENALTY = 1e-3
 GTOL = {"float32": 1e-5, "float64": 1e-8}

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize as scipy_minimize
 
-import jaxqn
 from jaxqn.__main__ import main
 from jaxqn.demo import iris as iris_demo
 
@@ -61,7 +60,7 @@ def test_the_table_is_true(iris, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--method", "simplex"], ["simplex", *jaxqn.METHODS]),
+        (["--method", "simplex"], ["simplex", *iris_demo.METHODS]),
         (["--dtype", "float16"], ["float16", "float32", "float64"]),
         (["--resamples", "-3"], ["-3"]),
         (["--plot", "picture.xyz"], ["picture.xyz", ".png"]),
