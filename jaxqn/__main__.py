@@ -6,7 +6,6 @@ resamples with one ``vmap`` and prints how uncertain each parameter is.
 
 import argparse
 import importlib.util
-import inspect
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -18,6 +17,7 @@ import numpy as np
 
 import jaxqn
 from jaxqn.demo import iris as iris_demo
+from jaxqn.loop import default_method
 
 
 class Column(NamedTuple):
@@ -128,7 +128,7 @@ def run(options: argparse.Namespace) -> None:
     best, params = compare_methods(iris, methods)
     correct, rows = iris_demo.correctly_classified(iris, params), iris.X.shape[0]
     say(f"\nThe fit of {best.method} puts {correct} of {rows} flowers in their own species.\n")
-    default = inspect.signature(jaxqn.minimize).parameters["method"].default
+    default = default_method(iris_demo.loss)
     chosen = default if default in methods else best.method
     spread = resample(iris, params, chosen, options.resamples)
     if options.plot is not None:
