@@ -16,6 +16,7 @@ __all__ = [
     "check_aux",
     "check_callback",
     "check_hashable",
+    "check_implicit",
     "check_loss",
     "check_residuals",
     "scalar_value",
@@ -99,6 +100,16 @@ def check_aux(aux: Any) -> None:
                 f"aux{jax.tree_util.keystr(path)}, which fun returns beside its value, is "
                 f"{described(leaf)}: aux may hold arrays and numbers only"
             )
+
+
+def check_implicit(implicit: Any) -> Any:
+    """Raise unless the option ``implicit`` is True, False or "model"."""
+    if not (isinstance(implicit, bool) or implicit == "model"):
+        raise ValueError(
+            'implicit must be True, False (the solution counts as a constant), or "model" '
+            f"(derivatives also of runs that did not converge), but it is {implicit!r}"
+        )
+    return implicit
 
 
 def check_loss(loss: Any, known: Any) -> None:

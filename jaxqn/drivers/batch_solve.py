@@ -16,10 +16,13 @@ from jaxqn.loop import (
     Box,
     LoopState,
     MinimizeOptions,
+    Minimum,
     Path,
     Problem,
     Tolerances,
     active,
+    constant,
+    differentiable,
     inside,
     tolerances,
 )
@@ -105,7 +108,12 @@ def solve_batch(
     if target is not None:
         target = target.astype(dtype)
     operands = Operands(mapped, shared, tol, H0, x_scale, target)
-    return _solve(operands, problem=problem, layout=layout, lanes=width, mesh=mesh, count=count)
+    result = _solve(
+        constant(operands), problem=problem, layout=layout, lanes=width, mesh=mesh, count=count
+    )
+    if not problem.has_derivatives:
+        return result
+    return _differentiable(result, mapped, shared, problem=problem, layout=layout)
 
 
 def _width(lanes: int | None, count: int, n: int, qn: QuasiNewton) -> int:
@@ -153,6 +161,27 @@ def _solve(
     widths = jnp.array([lanes, second_stage_lanes(lanes)], jnp.int32)
     state: Any = BatchState(jnp.broadcast_to(widths, trips.shape), trips)
     return result._replace(state=state)
+
+
+@functools.partial(jax.jit, static_argnames=("problem", "layout"))
+def _differentiable(
+    result: MinimizeResult,
+    mapped: list[Array],
+    shared: list[Any],
+    *,
+    problem: Problem,
+    layout: Layout,
+) -> MinimizeResult:
+    """Every result as a function of its own data and of those that all share."""
+
+    def one(result: MinimizeResult, mapped: list[Array]) -> MinimizeResult:
+        _, *args = layout.join(mapped, shared)
+        box = args.pop() if problem.bounded else None
+        ended = Minimum(result.x, result.fun, result.jac, result.aux, None, result.status)
+        x, f, g, aux, _, _ = differentiable(problem, ended, tuple(args), box, None)
+        return result._replace(x=x, fun=f, jac=g, aux=aux)
+
+    return jax.vmap(one)(result._replace(state=None), mapped)._replace(state=result.state)
 
 
 def _queued(

@@ -89,6 +89,7 @@ def least_squares(
     maxfun: Any = None,
     has_aux: bool = False,
     jac: Callable[..., Any] | None = None,
+    implicit: bool | str = True,
     state: LoopState | None = None,
     callback: Callable[[LeastSquaresResult], Any] | None = None,
     progress: bool = False,
@@ -125,6 +126,7 @@ def least_squares(
       maxfun: evaluations allowed in all; by default unlimited.
       has_aux: whether ``residuals`` returns auxiliary data.
       jac: the Jacobian, if there is a fast way to it; see :func:`jaxqn.sum_of_squares`.
+      implicit: see :func:`jaxqn.minimize`; derivatives of ``residuals`` follow those of ``x``.
       state: ``result.state`` of an earlier call, to continue where it stopped.
       callback: called after every step with the result so far; a true return value stops the run.
         Eager calls only.
@@ -171,6 +173,7 @@ def least_squares(
         has_aux=has_aux,
         hess_inv0=None,
         x_scale=x_scale,
+        implicit=implicit,
     )
     _check(objective, x0, args, options, dtype, n)
     like = _residuals_at.eval_shape(x0, tuple(args), objective=objective)

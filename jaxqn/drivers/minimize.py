@@ -16,13 +16,17 @@ from jaxqn.loop import (
     Box,
     LoopState,
     MinimizeOptions,
+    Minimum,
     Problem,
     Tally,
     Tolerances,
     active,
     box_of,
+    constant,
+    differentiable,
     inside,
     lowest_point,
+    memory_of,
     problem_of,
     run,
     tolerances,
@@ -48,6 +52,7 @@ def minimize(
     has_aux: bool = False,
     hess_inv0: Any = None,
     x_scale: Any = None,
+    implicit: bool | str = True,
     state: LoopState | None = None,
     callback: Callable[[MinimizeResult], Any] | None = None,
     progress: bool = False,
@@ -57,8 +62,9 @@ def minimize(
     Iterates x₊ = x − alpha H g, where H is corrected by the pairs s = x₊ − x, y = g₊ − g so that
     H y = s, and alpha comes from a line search. Called eagerly it compiles once per objective,
     shapes, method and search; new numbers (``x0``, ``args``, tolerances, budgets) compile nothing.
-    It may be called under ``jit`` and ``vmap``; it has no derivative, and refuses to be
-    differentiated in either mode.
+    It may be called under ``jit`` and ``vmap``, and be differentiated: by ``args``, by bounds that
+    hold and by all that ``fun`` closes over, in either mode and to any order. The derivatives are
+    those of the solution, by the implicit function theorem; no memory grows with iterations.
 
     Args:
       fun: objective ``fun(x, *args) -> scalar``, or ``(scalar, aux)`` with ``has_aux``. Keep it one
@@ -101,6 +107,12 @@ def minimize(
         ``hess_inv0``: |x0| if the parameters spread over decades there (log10|x0| has a standard
         deviation above 0.9), else 1; and |fun/∂fun/∂x| for a parameter that is 0 beside it, if
         that is below √eps of its unit.
+      implicit: of which results there are derivatives. By default of those with ``success`` or
+        STALLED; of any other, which solves nothing, a derivative is NaN. With "model" it is that of
+        the minimum of the quadratic model where the run ended. With False results count as
+        constants. Where the Hessian is singular, a derivative is the shortest one. Up to 256
+        parameters its matrix is formed; for more, conjugate gradients solve with Hessian-vector
+        products, and the H of the run is their preconditioner.
       state: ``result.state`` of an earlier call, to continue exactly where it stopped; ``x0`` then
         only gives the structure. Counters and budgets go on from there. ``args`` and
         ``bounds`` must be the same: for new data start anew from ``result.x``, with
@@ -119,7 +131,6 @@ def minimize(
         method, a negative tolerance, mixed dtypes, a ``hess_inv0`` of the wrong shape or not
         symmetric positive definite, an ``x_scale`` not like ``x0`` or not positive, an objective
         that is not scalar.
-      NotImplementedError: it is being differentiated.
 
     Cost: one evaluation of value and gradient per trip, and O(n²) per iteration: one product with
     H and the share of writing it (see :func:`jaxqn.dense`). Memory: n² + O(n). With "lbfgs", two
@@ -131,6 +142,12 @@ def minimize(
       >>> result = minimize(rosenbrock, jnp.zeros(2))
       >>> bool(result.success), [round(float(v), 3) for v in result.x]
       (True, [1.0, 1.0])
+
+      The solution of (x − a)² moves with a:
+
+      >>> distance = lambda x, a: jnp.sum((x - a) ** 2)
+      >>> round(float(jax.grad(lambda a: minimize(distance, jnp.zeros(1), (a,)).x[0])(2.0)), 4)
+      1.0
 
     References:
       Nocedal & Wright, Numerical Optimization, 2nd ed., 2006, algorithm 6.1; the updates are in
@@ -149,13 +166,15 @@ def minimize(
         has_aux=has_aux,
         hess_inv0=hess_inv0,
         x_scale=x_scale,
+        implicit=implicit,
     )
     problem = problem_of(fun, args, options)
     check_callback(callback)
     x0, dtype, n = check_x0(x0)
     tol = tolerances(dtype, n, options)
     H0, x_scale = problem.starts(options, x0)
-    box = box_of(options, x0)
+    data = args, box_of(options, x0)
+    x0, tol, H0, x_scale, state, (args, box) = constant((x0, tol, H0, x_scale, state, data))
     begin = functools.partial(_start, problem=problem)
     if state is None:
         state = begin(x0, args, H0, x_scale, box)
@@ -169,8 +188,10 @@ def minimize(
         check_state(state, jax.eval_shape(begin, x0, args, *like, box))
     go = functools.partial(_run, args=args, box=box, problem=problem)
     if callback is None and not progress:
-        return go(x0, state, tol)
-    return observed(go, x0, state, tol, callback, progress)
+        result = go(x0, state, tol)
+    else:
+        result = observed(go, x0, state, tol, callback, progress)
+    return _differentiable(result, *data, problem=problem) if problem.has_derivatives else result
 
 
 @functools.partial(jax.jit, static_argnames=("problem",))
@@ -210,3 +231,17 @@ def _run(
         aux=best.aux,
         active=None if box is None else active(x, jac, box),
     )
+
+
+@functools.partial(jax.jit, static_argnames=("problem",))
+def _differentiable(
+    result: MinimizeResult, args: Any, box: Box | None, *, problem: Problem
+) -> MinimizeResult:
+    """The result as a function of the data of the problem."""
+    point = result.state.point
+    r = None if point.linear is None else point.linear.r
+    ended = Minimum(result.x, result.fun, result.jac, result.aux, r, result.status)
+    x, f, g, aux, r, _ = differentiable(problem, ended, args, box, memory_of(problem, result.state))
+    if r is not None:
+        point = point._replace(linear=point.linear._replace(r=r))
+    return result._replace(x=x, fun=f, jac=g, aux=aux, state=result.state._replace(point=point))

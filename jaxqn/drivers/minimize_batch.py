@@ -44,7 +44,7 @@ def minimize_batch(
         own; nothing is communicated between them.
       **options: ``bounds``, which runs over problems if ``in_axes`` has one more entry for it, the
         last: an axis, or one for the lower and one for the upper side; and those of
-        :func:`jaxqn.minimize` from ``method`` to ``x_scale``, the same for every problem. Without
+        :func:`jaxqn.minimize` from ``method`` to ``implicit``, the same for every problem. Without
         ``x_scale`` each problem has that of its own ``x0``.
 
     Returns:

@@ -6,6 +6,7 @@ Other folders may import the names below, and the modules ``stacks`` and ``vecto
 from jaxqn.linalg import stacks, vectors
 from jaxqn.linalg.conditional import compute_if, update_if, where
 from jaxqn.linalg.eigenpairs import Eigenpairs, eigenpairs, hessian_eigenpairs
+from jaxqn.linalg.linear_systems import general_solve, iterative_solve, symmetric_solve
 from jaxqn.linalg.numerics import (
     HIGHEST,
     computed_once,
@@ -33,9 +34,11 @@ __all__ = [
     "eigenpairs",
     "eps",
     "far_apart",
+    "general_solve",
     "hessian_eigenpairs",
     "inner",
     "is_packed",
+    "iterative_solve",
     "last_digits",
     "magnitude",
     "matvec",
@@ -46,6 +49,7 @@ __all__ = [
     "repack",
     "safe_divide",
     "stacks",
+    "symmetric_solve",
     "unpacked",
     "update_if",
     "vectors",

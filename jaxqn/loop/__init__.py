@@ -1,6 +1,8 @@
 """The one loop: what a run carries, a trip through it, and when it ends."""
 
 from jaxqn.loop.box import Box, active, bent, inside
+from jaxqn.loop.implicit import constant
+from jaxqn.loop.minimum import Minimum, differentiable, memory_of
 from jaxqn.loop.path import Path, face_of, straight
 from jaxqn.loop.problem import (
     DEFAULTS,
@@ -27,6 +29,7 @@ __all__ = [
     "LoopState",
     "Method",
     "MinimizeOptions",
+    "Minimum",
     "Path",
     "Point",
     "Problem",
@@ -39,13 +42,16 @@ __all__ = [
     "bent",
     "box_of",
     "completed",
+    "constant",
     "default_method",
+    "differentiable",
     "face_of",
     "from_scaled",
     "gradient_from_scaled",
     "gradient_to_scaled",
     "inside",
     "lowest_point",
+    "memory_of",
     "problem_of",
     "run",
     "straight",

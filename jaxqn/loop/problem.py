@@ -17,6 +17,7 @@ from jaxqn.checks import (
     check_aux,
     check_bounds,
     check_hashable,
+    check_implicit,
     check_initial,
     check_x_scale,
     nonnegative,
@@ -27,6 +28,7 @@ from jaxqn.checks import (
 from jaxqn.linalg import packing, power_of_two, unpacked, vectors
 from jaxqn.linesearch import LineSearch, check_linesearch, wolfe
 from jaxqn.loop.box import Box, bent, finite_multipliers, inside
+from jaxqn.loop.implicit import refused, transformed
 from jaxqn.loop.line import line
 from jaxqn.loop.path import Path, straight
 from jaxqn.loop.protocol import Method
@@ -70,6 +72,7 @@ class MinimizeOptions(TypedDict, total=False):
     has_aux: bool
     hess_inv0: Any
     x_scale: Any
+    implicit: Any
 
 
 DEFAULT_METHOD = "osbfgs"
@@ -90,6 +93,7 @@ DEFAULTS: MinimizeOptions = {
     "has_aux": False,
     "hess_inv0": None,
     "x_scale": None,
+    "implicit": True,
 }
 """What each option is unless the caller gives it."""
 
@@ -113,12 +117,20 @@ class Problem(NamedTuple):
       method: the inverse-Hessian approximation, and the line search around it.
       has_aux: whether the objective returns auxiliary data.
       bounded: whether there are bounds.
+      implicit: whether the solution has derivatives: True, False, or "model" for those of a run
+        that did not converge, too; ``None`` for a host without, to which the steps refuse theirs.
     """
 
     objective: Any
     method: Method
     has_aux: bool
     bounded: bool
+    implicit: bool | str | None
+
+    @property
+    def has_derivatives(self) -> bool:
+        """Whether somebody may ask for a derivative of the solution."""
+        return bool(self.implicit) and transformed()
 
     @property
     def residuals(self) -> Any:
@@ -221,32 +233,18 @@ class Problem(NamedTuple):
             if self.residuals is not None:
                 own = None if self.objective.jac is None else jacobian
                 trial = linearised(self.objective, residuals, own, z, point, may_accept)
-                return _without_derivative(trial)
+                return held(trial)
             f, pull_back, aux = jax.vjp(fun, z, has_aux=True)
             (g,) = pull_back(1 / g_scale)
             point = Point(z, f, g, aux)
             point = point if box_z is None else finite_multipliers(point, box_z)
-            return _without_derivative(point)
+            return held(point)
 
+        held = refused if self.implicit is None else jax.lax.stop_gradient
         second: Any = functools.partial(curvature_along, residuals)
         if self.residuals is None:
             second = jax.hessian(lambda z: fun(z)[0])
         return evaluate, second, self.path(box, x_scale)
-
-
-@jax.custom_jvp
-def _without_derivative(point: Point) -> Point:
-    """The point itself. Whatever a run depends on, closures included, passes through here."""
-    return point
-
-
-@_without_derivative.defjvp
-def _refuse(primals: Any, tangents: Any) -> Any:
-    raise NotImplementedError(
-        "a run of jaxqn has no derivative. For that of the solution by the data, put the run into "
-        "jax.lax.custom_root, as the README does under 'Coming from elsewhere'; for a solution "
-        "that counts as a constant, put jax.lax.stop_gradient around what goes into the run"
-    )
 
 
 def default_method(fun: Any) -> str:
@@ -275,7 +273,8 @@ def problem_of(fun: Any, args: Any, options: MinimizeOptions) -> Problem:
     linesearch = wolfe() if linesearch is None else linesearch
     check_linesearch(linesearch, bends=bounded)
     globalization = line(linesearch) if qn.model is None else region(ITERATIONS)
-    return Problem(fun, Method(qn, globalization), has_aux, bounded)
+    implicit = check_implicit(options["implicit"])
+    return Problem(fun, Method(qn, globalization), has_aux, bounded, implicit)
 
 
 def box_of(options: MinimizeOptions, x0: ArrayTree) -> Box | None:

@@ -170,12 +170,6 @@ def test_it_makes_no_nan():
         assert np.all(minimize_batch(SQUARES, x0, (TIMES, y), **bounds).success)
 
 
-def test_a_run_has_no_derivative():
-    x0, y, _, _ = batch()
-    with pytest.raises(NotImplementedError, match="no derivative"):
-        jax.grad(lambda y: jnp.sum(solved(x0[0], y).x))(y[0])
-
-
 def test_two_peaks(dtype):
     """Six parameters, of which the centres are hard; all starts end at the same minimum."""
     rng = np.random.default_rng(2)
