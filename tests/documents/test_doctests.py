@@ -12,6 +12,7 @@ MODULES = sorted(
     {"jaxqn", *(name for _, name, _ in pkgutil.walk_packages(jaxqn.__path__, "jaxqn."))}
     - {"jaxqn.__main__"}
 )
+ADAPTERS = {name for name in MODULES if name.startswith("jaxqn.adapters.")}
 FLAGS = doctest.NORMALIZE_WHITESPACE
 
 
@@ -28,7 +29,17 @@ def examples(module):
     return [test for test in found if test.examples]
 
 
-WITH_EXAMPLES = [name for name in MODULES if examples(importlib.import_module(name))]
+def loaded(name):
+    """The module; of an adapter whose library is not installed, the package of adapters."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError:
+        if name not in ADAPTERS:
+            raise
+        return importlib.import_module("jaxqn.adapters")
+
+
+WITH_EXAMPLES = [name for name in MODULES if examples(loaded(name))]
 
 
 def run(tests):
