@@ -26,7 +26,7 @@ Example:
   ([1.5, 2.25], 1)
 """
 
-import functools
+import abc
 from collections.abc import Callable
 from typing import Any
 
@@ -34,29 +34,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxqn._typing import Array, ArrayTree
+from jaxqn._typing import Array
 from jaxqn.adapters.neighbour import by_forward_mode, missing
-from jaxqn.checks import check_x0
+from jaxqn.adapters.steps import Run
 from jaxqn.linesearch import LineSearch
-from jaxqn.loop import (
-    DEFAULTS,
-    Box,
-    LoopState,
-    MinimizeOptions,
-    Problem,
-    Status,
-    Tolerances,
-    box_of,
-    from_scaled,
-    gradient_from_scaled,
-    inside,
-    lowest_point,
-    problem_of,
-    succeeded,
-    sum_of_squares,
-    tolerances,
-    trip,
-)
+from jaxqn.loop import DEFAULTS, LoopState, MinimizeOptions, Status, succeeded, sum_of_squares
 from jaxqn.quasi_newton import QuasiNewton as Approximation
 
 try:
@@ -69,6 +51,9 @@ __all__ = ["LeastSquares", "QuasiNewton"]
 
 RUNTIME = {"autodiff_mode", "hess_inv0", "lower", "upper", "x_scale"}
 """The ``options`` of a call of optimistix that a solver here understands."""
+
+NEVER = np.iinfo(np.int32).max
+"""A budget that no run exhausts: optimistix counts the steps."""
 
 
 class SolverState(eqx.Module):
@@ -88,70 +73,40 @@ class SolverState(eqx.Module):
     result: Any
 
 
-class Run:
-    """A run as the loop of jaxqn sees it, made anew for every step from what optimistix hands over.
+class _OneTripAStep(optx.AbstractIterativeSolver):
+    """``init``, ``step``, ``terminate`` and ``postprocess`` by the loop of jaxqn.
 
-    optimistix gives a solver the objective, its arguments and its options at every call, and lets
-    it keep arrays only.
+    optimistix hands over the objective, its arguments and its options at every call, and lets a
+    solver keep arrays only.
     """
 
-    def __init__(self, solver: Any, fn: Any, y: Any, args: Any, options: dict[str, Any]):
-        """Raise errors for the options, before anything is traced."""
+    method: eqx.AbstractVar[Any]
+    gtol: eqx.AbstractVar[Any]
+
+    @abc.abstractmethod
+    def objective(self, fn: Any, args: Any, autodiff_mode: str) -> Callable[..., Any]:
+        """The objective as a function of y alone, ``y -> (value, aux)``."""
+
+    def _run(self, fn: Any, y: Any, args: Any, options: dict[str, Any]) -> Run:
+        """What is fixed along a run; raises errors for the options before anything is traced."""
         unknown = sorted(set(options) - RUNTIME)
         if unknown:
             raise ValueError(
                 f"unknown option {unknown[0]!r}; a solver of jaxqn takes {sorted(RUNTIME)}"
             )
-        y, dtype, n = check_x0(y)
         lower, upper = options.get("lower"), options.get("upper")
-        bounds = None if lower is None and upper is None else (lower, upper)
-        limit = np.iinfo(np.int32).max  # optimistix counts the steps
         given: MinimizeOptions = {
             **DEFAULTS,
-            "bounds": bounds,
-            "method": solver.method,
-            "linesearch": getattr(solver, "linesearch", None),
-            "gtol": solver.gtol,
-            "maxiter": limit,
+            "bounds": None if lower is None and upper is None else (lower, upper),
+            "method": self.method,
+            "linesearch": getattr(self, "linesearch", None),
+            "gtol": self.gtol,
+            "maxiter": NEVER,
             "has_aux": True,
             "hess_inv0": options.get("hess_inv0"),
             "x_scale": options.get("x_scale"),
         }
-        self.y, self.options = y, given
-        objective = solver.objective(fn, args, options.get("autodiff_mode", "bwd"))
-        self.problem: Problem = problem_of(objective, (), given)
-        self.tol: Tolerances = tolerances(dtype, n, given)
-        self.box: Box | None = box_of(given, y)
-
-    def start(self) -> LoopState:
-        """The state before the first evaluation."""
-        H0, x_scale = self.problem.starts(self.options, self.y)
-        return self.problem.start(self.y, (), H0, x_scale, self.box)
-
-    def trip(self, state: LoopState) -> LoopState:
-        """One evaluation, and what follows from it."""
-        on_vectors = functools.partial(self.problem.on_vectors, self.y, (), self.box)
-        return trip(state, on_vectors, self.problem.method, self.tol)
-
-    def here(self, state: LoopState) -> tuple[ArrayTree, Any]:
-        """The current point, with value and gradient there."""
-        point, back = state.point, self.problem.vector(self.y)[1]
-        x = back(from_scaled(point.x, state.x_scale))
-        g = jax.tree.map(lambda g: state.g_scale.astype(g.dtype) * g, point.g)
-        g = back(gradient_from_scaled(g, state.x_scale))
-        x = x if self.box is None else inside(x, self.box)
-        return x, optx.FunctionInfo.EvalGrad(point.f, g)
-
-    def lowest(self, state: LoopState) -> tuple[ArrayTree, Any]:
-        """The lowest finite point seen, and the auxiliary output there."""
-        path = self.problem.path(self.box, state.x_scale)
-        best = lowest_point(state, self.problem.method, path)
-        x = self.problem.vector(self.y)[1](best.x)
-        return x if self.box is None else inside(x, self.box), best.aux
-
-
-class _OneTripAStep(optx.AbstractIterativeSolver):
-    """``init``, ``step``, ``terminate`` and ``postprocess`` by the loop of jaxqn."""
+        return Run(self.objective(fn, args, options.get("autodiff_mode", "bwd")), y, given)
 
     def init(
         self,
@@ -165,9 +120,9 @@ class _OneTripAStep(optx.AbstractIterativeSolver):
     ) -> SolverState:
         """The state before the first evaluation, which is that of the first step."""
         del f_struct, aux_struct, tags
-        run = Run(self, fn, y, args, options)
+        run = self._run(fn, y, args, options)
         loop = run.start()
-        _, f_info = run.here(loop)
+        f_info = optx.FunctionInfo.EvalGrad(*run.here(loop)[1:])
         return SolverState(loop, f_info, jnp.array(False), optx.RESULTS.successful)
 
     def step(
@@ -181,12 +136,12 @@ class _OneTripAStep(optx.AbstractIterativeSolver):
     ) -> tuple[Any, SolverState, Any]:
         """One trip: the next point, or the same one where its trial was refused."""
         del tags
-        run = Run(self, fn, y, args, options)
+        run = self._run(fn, y, args, options)
         loop = run.trip(state.loop)
-        x, f_info = run.here(loop)
-        moved = loop.nit > state.loop.nit
-        small = moved & self._is_small(run.y, x, state.f_info.f, f_info.f)
+        x, f, g = run.here(loop)
+        small = (loop.nit > state.loop.nit) & self._is_small(run.x0, x, state.f_info.f, f)
         terminate = succeeded(loop.status) | (small & (loop.status == Status.RUNNING))
+        f_info = optx.FunctionInfo.EvalGrad(f, g)
         return x, SolverState(loop, f_info, terminate, _result(loop.status)), loop.point.aux
 
     def _is_small(self, y: Any, y_next: Any, f: Array, f_next: Array) -> Array:
@@ -225,7 +180,7 @@ class _OneTripAStep(optx.AbstractIterativeSolver):
     ) -> tuple[Any, Any, dict[str, Any]]:
         """The lowest point seen, and in ``stats`` the status, ``nit`` and ``nfev``."""
         del aux, tags, result
-        x, aux = Run(self, fn, y, args, options).lowest(state.loop)
+        x, aux = self._run(fn, y, args, options).lowest(state.loop)
         counts = {"status": state.loop.status, "nit": state.loop.nit, "nfev": state.loop.nfev}
         return x, aux, counts
 
