@@ -8,11 +8,16 @@ from pathlib import Path
 
 import jaxqn
 
+
+def is_adapter(name):
+    return name.startswith("jaxqn.adapters.")
+
+
 MODULES = sorted(
     {"jaxqn", *(name for _, name, _ in pkgutil.walk_packages(jaxqn.__path__, "jaxqn."))}
-    - {"jaxqn.__main__"}
+    - {"jaxqn.__main__"},
+    key=lambda name: (is_adapter(name), name),  # pyhf turns float64 on, for everything after it
 )
-ADAPTERS = {name for name in MODULES if name.startswith("jaxqn.adapters.")}
 FLAGS = doctest.NORMALIZE_WHITESPACE
 
 
@@ -34,7 +39,7 @@ def loaded(name):
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError:
-        if name not in ADAPTERS:
+        if not is_adapter(name):
             raise
         return importlib.import_module("jaxqn.adapters")
 
