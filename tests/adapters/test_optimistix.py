@@ -24,7 +24,7 @@ def solved(a, solver=DEFAULT, **options):
     return optx.minimise(valley, solver, jnp.asarray(START, a.dtype), a, **options)
 
 
-@pytest.mark.parametrize("method", [None, "lbfgs"])
+@pytest.mark.parametrize(("method", "dtype"), [(None, jnp.float32), ("lbfgs", jnp.float64)])
 def test_the_steps_are_the_trips_of_minimize(method, dtype):
     """Up to rounding, and optimistix counts as many steps as the objective has evaluations."""
     calls = []
@@ -177,7 +177,7 @@ def decay(y, data):
     return y["scale"] * jnp.exp(-y["rate"] * T) - data
 
 
-@pytest.mark.parametrize("solver", [LeastSquares(), LeastSquares(method="lm"), QuasiNewton()])
+@pytest.mark.parametrize("solver", [LeastSquares(), QuasiNewton()])
 def test_least_squares(solver):
     """Also by the minimiser, to which optimistix hands half the sum of squares."""
     y0 = {"scale": jnp.array(1.0), "rate": jnp.array(1.0)}
@@ -188,7 +188,7 @@ def test_least_squares(solver):
     for name in y0:
         np.testing.assert_allclose(solution.value[name], fit.x[name], rtol=1e-7)
     np.testing.assert_allclose(solution.state.f_info.f, fit.cost, rtol=1e-9)
-    if solver.method is None and isinstance(solver, LeastSquares):
+    if isinstance(solver, LeastSquares):
         assert solution.stats["nfev"] == fit.nfev
 
 
