@@ -7,6 +7,8 @@ import inspect
 import pickle
 import pkgutil
 import re
+import subprocess
+import sys
 import typing
 from pathlib import Path
 
@@ -57,14 +59,14 @@ def test_all_is_what_there_is():
 
 @pytest.mark.parametrize("module", MODULES)
 def test_every_module_says_what_it_is_for(module):
-    doc = importlib.import_module(module).__doc__
+    doc = pytest.importorskip(module).__doc__
     assert doc
     assert doc.splitlines()[0].endswith((".", "``."))
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if "._" not in name])
 def test_every_module_defines_what_it_exports(module):
-    loaded = importlib.import_module(module)
+    loaded = pytest.importorskip(module)
     assert [name for name in getattr(loaded, "__all__", []) if not hasattr(loaded, name)] == []
 
 
@@ -151,6 +153,16 @@ def test_types_and_data_are_in_the_package():
     files = importlib.resources.files("jaxqn")
     assert files.joinpath("py.typed").is_file()
     assert files.joinpath("data/iris.csv").is_file()
+
+
+def test_importing_imports_no_neighbour():
+    """Adapters are asked for, one by one."""
+    program = "import sys, jaxqn, jaxqn.adapters; print(*sys.modules)"
+    command = [sys.executable, "-c", program]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    loaded = {name.split(".")[0] for name in out.split()}
+    assert "jaxqn" in loaded
+    assert {"equinox", "nemos", "numpyro", "optimistix", "pyhf", "scipy"} & loaded == set()
 
 
 def test_importing_changes_no_setting_of_jax():
