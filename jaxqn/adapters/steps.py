@@ -53,7 +53,8 @@ class Run:
     def __init__(self, objective: Callable[..., Any], x0: ArrayTree, options: MinimizeOptions):
         self.x0, dtype, n = check_x0(x0)
         self.options = options
-        self.problem = problem_of(objective, (), options)
+        # The host makes derivatives of the solution, if there are any.
+        self.problem = problem_of(objective, (), options)._replace(implicit=None)
         self.tol = tolerances(dtype, n, options)
         self.box = box_of(options, self.x0)
 

@@ -57,7 +57,7 @@ def test_the_solution_is_differentiated_by_optimistix(mode):
 def test_unrolled_derivatives_are_refused():
     """The iterations of jaxqn have none; the error says what has."""
     adjoint = optx.RecursiveCheckpointAdjoint()
-    with pytest.raises(NotImplementedError, match="a run of jaxqn has no derivative"):
+    with pytest.raises(NotImplementedError, match="steps of a run of jaxqn have no derivative"):
         jax.grad(lambda a: solved(a, adjoint=adjoint).value[0])(jnp.array(1.5))
 
 
