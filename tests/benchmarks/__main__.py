@@ -12,6 +12,7 @@ Workloads, each printing jaxqn and every installed peer side by side:
   compile     trace + compile of a solve over that of its objective
   pinn        a physics-informed network for the 3-D Poisson equation
   residuals   least squares: NIST, CUTEst, bounds, losses, batches, a network
+  derivatives derivatives of solutions: accuracy, time and memory
   behaviour   scaling, float32 and optax-composition cases, pass or fail
   honest      how often CONVERGED is not true, and a minimum not called one
   eager       cost of a second eager call
@@ -50,6 +51,7 @@ WORKLOADS = (
     "compile",
     "pinn",
     "residuals",
+    "derivatives",
     "behaviour",
     "honest",
     "eager",
