@@ -108,6 +108,7 @@ __all__ = [
     "curve_fit",
     "damped",
     "dense",
+    "derivatives",
     "dfp",
     "dfp_update",
     "eigenpairs",

@@ -28,8 +28,10 @@ from jaxqn.checks.objective import (
     scalar_value,
     split_aux,
 )
+from jaxqn.checks.words import answered, check_keywords, nearest
 
 __all__ = [
+    "answered",
     "called",
     "check_args",
     "check_aux",
@@ -39,6 +41,7 @@ __all__ = [
     "check_hashable",
     "check_implicit",
     "check_initial",
+    "check_keywords",
     "check_like",
     "check_loss",
     "check_native",
@@ -48,6 +51,7 @@ __all__ = [
     "check_x_scale",
     "described",
     "is_traced",
+    "nearest",
     "nonnegative",
     "scalar_value",
     "split_aux",

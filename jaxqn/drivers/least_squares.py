@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxqn._typing import Array, ArrayTree
-from jaxqn.checks import called, check_args, check_callback, check_x0
+from jaxqn.checks import answered, called, check_args, check_callback, check_x0
 from jaxqn.drivers.minimize import minimize
 from jaxqn.drivers.result import MinimizeResult, message_of, status_shown
+from jaxqn.drivers.summary import shown, status_name, summary
 from jaxqn.formulas import Loss
 from jaxqn.linalg import vectors
 from jaxqn.loop import (
@@ -56,10 +57,11 @@ class LeastSquaresResult(NamedTuple):
     aux: Any
 
     def __repr__(self) -> str:
-        """A single status by name; the state by its type only."""
-        status = status_shown(self.status)
-        counts = f"status={status}, nit={self.nit}, nfev={self.nfev}, cost={self.cost}"
-        return f"LeastSquaresResult({counts}, x={self.x}, grad={self.grad})"
+        """A single status by name, large arrays by shape; no state."""
+        status, cost = status_shown(self.status), shown(self.cost)
+        counts = f"status={status}, nit={shown(self.nit)}, nfev={shown(self.nfev)}, cost={cost}"
+        x, residuals, grad = shown((self.x, self.residuals, self.grad))
+        return f"LeastSquaresResult({counts}, x={x}, residuals={residuals}, grad={grad})"
 
     @property
     def success(self) -> Array:
@@ -71,7 +73,17 @@ class LeastSquaresResult(NamedTuple):
         """The status in words, with advice. Only for a single, concrete result."""
         return message_of(self.status)
 
+    @property
+    def status_name(self) -> Any:
+        """The status by name; of a batch, a NumPy array of names."""
+        return status_name(self.status)
 
+    def summary(self, errors: ArrayTree | None = None) -> str:
+        """The result as text; see :meth:`jaxqn.MinimizeResult.summary`."""
+        return summary(self, "cost", errors)
+
+
+@answered
 def least_squares(
     residuals: Callable[..., Any],
     x0: ArrayTree,

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from jaxqn._typing import ArrayTree, Objective
-from jaxqn.checks import check_callback, check_x0
+from jaxqn.checks import answered, check_callback, check_x0
 from jaxqn.drivers.progress import observed
 from jaxqn.drivers.result import MinimizeResult
 from jaxqn.drivers.resume import check_state, given_of, repacked
@@ -36,6 +36,7 @@ from jaxqn.quasi_newton import QuasiNewton
 __all__ = ["minimize"]
 
 
+@answered
 def minimize(
     fun: Objective,
     x0: ArrayTree,

@@ -19,6 +19,7 @@ from jaxqn.checks import (
     check_hashable,
     check_implicit,
     check_initial,
+    check_keywords,
     check_x_scale,
     nonnegative,
     scalar_value,
@@ -99,13 +100,8 @@ DEFAULTS: MinimizeOptions = {
 
 
 def completed(caller: str, given: MinimizeOptions) -> MinimizeOptions:
-    """The options with defaults for those not given; an unknown one raises an error with a list."""
-    unknown = sorted(given.keys() - DEFAULTS.keys())
-    if unknown:
-        raise TypeError(
-            f"{caller} has no option {unknown[0]!r}; beside its own arguments it takes those of "
-            f"minimize: {', '.join(sorted(DEFAULTS))}"
-        )
+    """The options with defaults for those not given; an unknown one raises an error."""
+    check_keywords(caller, given, DEFAULTS)
     return {**DEFAULTS, **given}
 
 

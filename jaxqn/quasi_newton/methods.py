@@ -1,5 +1,6 @@
 """The methods that go by a name."""
 
+from jaxqn.checks import nearest
 from jaxqn.formulas import (
     bfgs_rule,
     broyden_rule,
@@ -38,10 +39,16 @@ self-scaled BFGS and the self-scaled Broyden method of Al-Baali and Khalfan.
 """
 
 
+ELSEWHERE = {"l-bfgs": "lbfgs", "l-bfgs-b": "lbfgs"}
+"""SciPy's names for methods that are known here by another."""
+
+
 def method_by_name(name: str) -> QuasiNewton:
-    """The method of that name; for an unknown one, a ValueError that lists the names."""
-    try:
-        return METHODS[name]
-    except KeyError:
+    """The method of that name, in small or capital letters; a ValueError lists the known ones."""
+    word = name.casefold()
+    word = ELSEWHERE.get(word, word)
+    if word not in METHODS:
         known = ", ".join(sorted(METHODS))
-        raise ValueError(f"unknown method {name!r}; the known ones are {known}") from None
+        hint = nearest(name, METHODS)
+        raise ValueError(f"unknown method {name!r}{hint}; the known ones are {known}")
+    return METHODS[word]

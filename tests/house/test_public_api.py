@@ -53,7 +53,7 @@ def test_all_is_what_there_is():
         for name, value in vars(jaxqn).items()
         if not name.startswith("_") and not inspect.ismodule(value)
     }
-    assert set(jaxqn.__all__) == public
+    assert set(jaxqn.__all__) == public | {"derivatives"}
     assert len(set(jaxqn.__all__)) == len(jaxqn.__all__)
 
 
@@ -117,7 +117,7 @@ def test_options_are_keywords():
 
 def test_every_driver_takes_the_options_of_minimize():
     """`MinimizeOptions` is what the batched doors take; `minimize` spells it out."""
-    keywords = jaxqn.minimize.__kwdefaults__
+    keywords = inspect.unwrap(jaxqn.minimize).__kwdefaults__
     known = set(typing.get_type_hints(MinimizeOptions))
     assert known == set(DEFAULTS)
     assert {name: keywords[name] for name in DEFAULTS} == DEFAULTS
@@ -126,8 +126,32 @@ def test_every_driver_takes_the_options_of_minimize():
 
 @pytest.mark.parametrize("door", ["minimize_batch", "multi_start", "minimize_stream"])
 def test_an_unknown_option_is_answered_with_a_list(door):
-    with pytest.raises(TypeError, match=rf"{door} has no option 'tol'.*gtol, has_aux, hess_inv0"):
-        getattr(jaxqn, door)(sum_of_squares, jax.numpy.ones((3, 2)), tol=1e-3)
+    with pytest.raises(TypeError, match=rf"{door} has no argument 'x_tol'.*gtol, has_aux, hess_in"):
+        getattr(jaxqn, door)(sum_of_squares, jax.numpy.ones((3, 2)), x_tol=1e-3)
+
+
+@pytest.mark.parametrize("door", ["minimize", "minimize_batch", "least_squares"])
+@pytest.mark.parametrize(
+    ("word", "answer"),
+    [
+        ("tol", "gtol="),
+        ("options", "gtol=1e-5, maxiter=99"),
+        ("jac", "JAX"),
+        ("max_iter", "max"),
+    ],
+)
+def test_words_of_other_libraries_are_answered(door, word, answer):
+    if (door, word) == ("least_squares", "jac"):
+        pytest.skip("an argument there")
+    with pytest.raises(TypeError, match=rf"{door} has no argument '{word}'.*{answer}"):
+        getattr(jaxqn, door)(sum_of_squares, jax.numpy.ones((3, 2)), **{word: 1})
+
+
+def test_a_slip_of_the_pen_is_answered():
+    with pytest.raises(TypeError, match=r"'maxitr' \(did you mean 'maxiter'\?\)"):
+        jaxqn.minimize(sum_of_squares, jax.numpy.ones(2), maxitr=3)
+    with pytest.raises(ValueError, match=r"'bgfs' \(did you mean 'bfgs'\?\)"):
+        jaxqn.minimize(sum_of_squares, jax.numpy.ones(2), method="bgfs")
 
 
 def test_public_modules():
