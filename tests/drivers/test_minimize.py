@@ -26,10 +26,11 @@ from jaxqn import METHODS, MinimizeResult, Status, backtracking, minimize_batch,
 from jaxqn.drivers import minimize
 from jaxqn.formulas import updates
 from jaxqn.linalg import vectors
+from jaxqn.loop import default_method
 from jaxqn.quasi_newton.dense import default_panel, dense
 from jaxqn.quasi_newton.lbfgs import lbfgs_memory
 
-DEFAULT = minimize.__kwdefaults__["method"]
+DEFAULT = default_method(numbered)
 value_and_grad = jax.jit(jax.value_and_grad(numbered))
 
 
