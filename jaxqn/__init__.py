@@ -38,7 +38,7 @@ from jaxqn.formulas import rules as rules
 from jaxqn.formulas import updates as updates
 from jaxqn.linalg import Eigenpairs, eigenpairs, hessian_eigenpairs
 from jaxqn.linesearch import LineSearch, backtracking, wolfe
-from jaxqn.loop import MESSAGES, Status, sum_of_squares
+from jaxqn.loop import MESSAGES, History, Status, sum_of_squares
 from jaxqn.quasi_newton import METHODS as _METHODS
 from jaxqn.quasi_newton import (
     QuasiNewton,
@@ -91,6 +91,7 @@ __all__ = [
     "METHODS",
     "BatchState",
     "Eigenpairs",
+    "History",
     "LeastSquaresResult",
     "LineSearch",
     "MinimizeResult",

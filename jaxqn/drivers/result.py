@@ -9,10 +9,11 @@ import numpy as np
 
 from jaxqn._typing import Array, ArrayTree
 from jaxqn.checks import is_traced
-from jaxqn.drivers.summary import shown, status_name, summary
+from jaxqn.drivers.summary import plot_history, shown, status_name, summary
 from jaxqn.linalg import dot, unpacked
 from jaxqn.loop import (
     MESSAGES,
+    History,
     LoopState,
     from_scaled,
     gradient_from_scaled,
@@ -66,6 +67,8 @@ class MinimizeResult(NamedTuple):
       aux: auxiliary output of the objective at ``x``, or ``None``.
       active: which bound holds, like ``x``, int32: −1 the lower, 1 the upper, 0 none; ``None``
         where there are no bounds.
+      history: the last iterations, of a run with ``history=N``, else ``None``: a
+        :class:`jaxqn.History`.
     """
 
     x: ArrayTree
@@ -77,6 +80,7 @@ class MinimizeResult(NamedTuple):
     state: Any
     aux: Any = None
     active: ArrayTree = None
+    history: History | None = None
 
     def __repr__(self) -> str:
         """A single status by name, large arrays by shape; no state, which is as large as H."""
@@ -109,6 +113,17 @@ class MinimizeResult(NamedTuple):
           errors: standard errors, like ``x``, to stand beside the parameters.
         """
         return summary(self, "fun", errors)
+
+    def plot_history(self, axis: Any = None) -> Any:
+        """A picture of ``history`` by matplotlib: value and gradient against evaluations.
+
+        Args:
+          axis: where to draw; by default a new figure.
+
+        Returns:
+          The axis.
+        """
+        return plot_history(self.history, axis)
 
     @property
     def hess_inv(self) -> Array:

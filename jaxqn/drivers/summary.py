@@ -1,5 +1,6 @@
 """Results as text for a person."""
 
+import importlib
 from typing import Any
 
 import jax
@@ -7,9 +8,9 @@ import numpy as np
 
 from jaxqn._typing import ArrayTree
 from jaxqn.checks import is_traced
-from jaxqn.loop import MESSAGES, Status
+from jaxqn.loop import MESSAGES, History, Status
 
-__all__ = ["shown", "status_name", "summary"]
+__all__ = ["plot_history", "shown", "status_name", "summary"]
 
 FEW = 6
 """Entries up to which a leaf is shown in full."""
@@ -47,6 +48,21 @@ class _Short(str):
 
     def __repr__(self) -> str:
         return str(self)
+
+
+def plot_history(history: History | None, axis: Any) -> Any:
+    """Value above the lowest, and gradient, against evaluations; returns the axis."""
+    if history is None:
+        raise ValueError("there is no history: ask for it, as in minimize(..., history=100)")
+    if axis is None:
+        axis = importlib.import_module("matplotlib.pyplot").subplots()[1]
+    nfev, fun, jac = (np.asarray(a, np.float64) for a in (history.nfev, history.fun, history.jac))
+    above = fun - np.nanmin(fun)
+    axis.semilogy(nfev, np.where(above > 0, above, np.nan), label="value above the lowest")
+    axis.semilogy(nfev, np.where(jac > 0, jac, np.nan), label="largest entry of the gradient")
+    axis.set_xlabel("evaluations")
+    axis.legend()
+    return axis
 
 
 def summary(result: Any, value: str, errors: ArrayTree | None) -> str:

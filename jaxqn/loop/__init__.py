@@ -1,6 +1,7 @@
 """The one loop: what a run carries, a trip through it, and when it ends."""
 
 from jaxqn.loop.box import Box, active, bent, inside
+from jaxqn.loop.history import History, merged, no_history, watched
 from jaxqn.loop.implicit import constant
 from jaxqn.loop.minimum import Minimum, differentiable, memory_of
 from jaxqn.loop.path import Path, face_of, straight
@@ -19,13 +20,14 @@ from jaxqn.loop.residuals import SumOfSquares, sum_of_squares
 from jaxqn.loop.state import LoopState, Point, Scales, Tally
 from jaxqn.loop.status import MESSAGES, Status, succeeded
 from jaxqn.loop.termination import Tolerances
-from jaxqn.loop.trip import lowest_point, run, trip
+from jaxqn.loop.trip import lowest_point, run, run_watched, trip
 from jaxqn.loop.units import from_scaled, gradient_from_scaled, gradient_to_scaled
 
 __all__ = [
     "DEFAULTS",
     "MESSAGES",
     "Box",
+    "History",
     "LoopState",
     "Method",
     "MinimizeOptions",
@@ -52,11 +54,15 @@ __all__ = [
     "inside",
     "lowest_point",
     "memory_of",
+    "merged",
+    "no_history",
     "problem_of",
     "run",
+    "run_watched",
     "straight",
     "succeeded",
     "sum_of_squares",
     "tolerances",
     "trip",
+    "watched",
 ]

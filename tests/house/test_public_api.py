@@ -121,7 +121,7 @@ def test_every_driver_takes_the_options_of_minimize():
     known = set(typing.get_type_hints(MinimizeOptions))
     assert known == set(DEFAULTS)
     assert {name: keywords[name] for name in DEFAULTS} == DEFAULTS
-    assert set(keywords) - known == {"state", "callback", "progress"}
+    assert set(keywords) - known == {"state", "callback", "callback_every", "progress", "history"}
 
 
 @pytest.mark.parametrize("door", ["minimize_batch", "multi_start", "minimize_stream"])
