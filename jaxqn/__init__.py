@@ -2,10 +2,14 @@
 
 from jaxqn import derivatives as derivatives
 from jaxqn.drivers import (
+    REASONS,
     BatchState,
+    Covariance,
     LeastSquaresResult,
     MinimizeResult,
     MultiStartResult,
+    Transformed,
+    covariance,
     curve_fit,
     least_squares,
     minimize,
@@ -89,7 +93,9 @@ METHODS: tuple[str, ...] = tuple(_METHODS)
 __all__ = [
     "MESSAGES",
     "METHODS",
+    "REASONS",
     "BatchState",
+    "Covariance",
     "Eigenpairs",
     "LeastSquaresResult",
     "LineSearch",
@@ -98,6 +104,7 @@ __all__ = [
     "QuasiNewton",
     "SpectralCorrection",
     "Status",
+    "Transformed",
     "backtracking",
     "bfgs",
     "bfgs_update",
@@ -105,6 +112,7 @@ __all__ = [
     "broyden_update",
     "correct_inverse",
     "corrected_newton",
+    "covariance",
     "curve_fit",
     "damped",
     "dense",

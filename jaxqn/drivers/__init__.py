@@ -1,17 +1,23 @@
 """The drivers: one problem, a batch of them, many starts, and streams larger than memory."""
 
+from jaxqn.drivers.covariance_result import REASONS, Covariance, Transformed
 from jaxqn.drivers.curve_fit import curve_fit
 from jaxqn.drivers.least_squares import LeastSquaresResult, least_squares
 from jaxqn.drivers.minimize import minimize
 from jaxqn.drivers.minimize_batch import BatchState, MultiStartResult, minimize_batch, multi_start
 from jaxqn.drivers.minimize_stream import minimize_stream
 from jaxqn.drivers.result import MinimizeResult
+from jaxqn.drivers.uncertainty import covariance
 
 __all__ = [
+    "REASONS",
     "BatchState",
+    "Covariance",
     "LeastSquaresResult",
     "MinimizeResult",
     "MultiStartResult",
+    "Transformed",
+    "covariance",
     "curve_fit",
     "least_squares",
     "minimize",

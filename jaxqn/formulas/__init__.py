@@ -4,7 +4,14 @@ Other folders may import the names below, and the modules ``rules`` and ``update
 """
 
 from jaxqn.formulas import rules, updates
-from jaxqn.formulas.covariance import inverse_gram
+from jaxqn.formulas.covariance import (
+    InverseCurvature,
+    gram_inverse,
+    hessian_inverse,
+    inverse_gram,
+    profiled_square,
+    sandwich,
+)
 from jaxqn.formulas.curvature import has_curvature, in_range, powell_damping, powell_fraction
 from jaxqn.formulas.kronecker import (
     Side,
@@ -51,6 +58,7 @@ from jaxqn.formulas.updates import (
 __all__ = [
     "LOSSES",
     "Correction",
+    "InverseCurvature",
     "Loss",
     "Pair",
     "Rule",
@@ -66,8 +74,10 @@ __all__ = [
     "correction_vectors",
     "dfp_rule",
     "dfp_update",
+    "gram_inverse",
     "has_curvature",
     "hebden",
+    "hessian_inverse",
     "in_range",
     "inverse_gram",
     "kronecker_direction",
@@ -75,11 +85,13 @@ __all__ = [
     "osbfgs_update",
     "powell_damping",
     "powell_fraction",
+    "profiled_square",
     "rank_one",
     "rank_one_correction",
     "rank_two",
     "rho_and_weight",
     "rules",
+    "sandwich",
     "sherman_morrison",
     "side_by_factorisation",
     "side_by_rank_one",
