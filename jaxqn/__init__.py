@@ -2,9 +2,11 @@
 
 from jaxqn import derivatives as derivatives
 from jaxqn.drivers import (
+    ENDS,
     REASONS,
     BatchState,
     Covariance,
+    Intervals,
     LeastSquaresResult,
     MinimizeResult,
     MultiStartResult,
@@ -16,6 +18,7 @@ from jaxqn.drivers import (
     minimize_batch,
     minimize_stream,
     multi_start,
+    profile_intervals,
 )
 from jaxqn.formulas import (
     SpectralCorrection,
@@ -91,12 +94,14 @@ METHODS: tuple[str, ...] = tuple(_METHODS)
 """Names that ``minimize(method=...)`` knows."""
 
 __all__ = [
+    "ENDS",
     "MESSAGES",
     "METHODS",
     "REASONS",
     "BatchState",
     "Covariance",
     "Eigenpairs",
+    "Intervals",
     "LeastSquaresResult",
     "LineSearch",
     "MinimizeResult",
@@ -134,6 +139,7 @@ __all__ = [
     "osbfgs",
     "osbfgs_update",
     "powell_damping",
+    "profile_intervals",
     "rank_one",
     "rank_one_correction",
     "rank_two",

@@ -6,13 +6,16 @@ from jaxqn.drivers.least_squares import LeastSquaresResult, least_squares
 from jaxqn.drivers.minimize import minimize
 from jaxqn.drivers.minimize_batch import BatchState, MultiStartResult, minimize_batch, multi_start
 from jaxqn.drivers.minimize_stream import minimize_stream
+from jaxqn.drivers.profile import ENDS, Intervals, profile_intervals
 from jaxqn.drivers.result import MinimizeResult
 from jaxqn.drivers.uncertainty import covariance
 
 __all__ = [
+    "ENDS",
     "REASONS",
     "BatchState",
     "Covariance",
+    "Intervals",
     "LeastSquaresResult",
     "MinimizeResult",
     "MultiStartResult",
@@ -24,4 +27,5 @@ __all__ = [
     "minimize_batch",
     "minimize_stream",
     "multi_start",
+    "profile_intervals",
 ]

@@ -22,6 +22,12 @@ from jaxqn.formulas.kronecker import (
 )
 from jaxqn.formulas.losses import LOSSES, Loss, rho_and_weight
 from jaxqn.formulas.low_rank import rank_one, rank_two, sherman_morrison
+from jaxqn.formulas.profile import (
+    ProfilePoint,
+    normal_quantile,
+    profile_trial,
+    student_quantile,
+)
 from jaxqn.formulas.rank_one_corrections import rank_one_correction, wedderburn
 from jaxqn.formulas.rules import (
     Correction,
@@ -61,6 +67,7 @@ __all__ = [
     "InverseCurvature",
     "Loss",
     "Pair",
+    "ProfilePoint",
     "Rule",
     "Side",
     "SpectralCorrection",
@@ -81,10 +88,12 @@ __all__ = [
     "in_range",
     "inverse_gram",
     "kronecker_direction",
+    "normal_quantile",
     "osbfgs_rule",
     "osbfgs_update",
     "powell_damping",
     "powell_fraction",
+    "profile_trial",
     "profiled_square",
     "rank_one",
     "rank_one_correction",
@@ -104,6 +113,7 @@ __all__ = [
     "ssbroyden_rule",
     "ssbroyden_update",
     "structured_update",
+    "student_quantile",
     "trust_region_step",
     "updates",
     "wedderburn",
