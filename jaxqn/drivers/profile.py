@@ -254,7 +254,7 @@ def _intervals(
     code = jnp.where(determined[i], found.code, OPEN)
     far = jnp.where(code == OPEN, jnp.inf, jnp.where(code == NEW_MINIMUM, jnp.nan, found.end))
     ends = jnp.clip(v[i] + problems.sign * unit[i] * far, lower[i], upper[i])
-    ends = jnp.where((code == OPEN), problems.sign * jnp.inf, ends)
+    ends = jnp.where(code == OPEN, problems.sign * jnp.inf, ends)
     bound = jnp.where(problems.sign > 0, upper[i], lower[i])
     ends = jnp.where(code == BOUND, bound, ends)
     half = len(which)
@@ -292,7 +292,9 @@ def _problems(
     if bounded:
         A_inv = here.inverse.matrix
         own = jnp.diagonal(A_inv)
-        along = safe_divide(A_inv * (unit / 1)[:, None], own[:, None] * unit[None], (own > 0)[:, None])
+        along = safe_divide(
+            A_inv * (unit / 1)[:, None], own[:, None] * unit[None], (own > 0)[:, None]
+        )
         along = jnp.where(jnp.eye(n, dtype=bool), jnp.ones((), v.dtype), along)
         T, tangent = jnp.broadcast_to(jnp.diag(unit), (i.size, n, n)), along[i]
         own_axis = jnp.arange(n)[None] == i[:, None]

@@ -244,7 +244,7 @@ def _after(state: Search, point: ProfilePoint, problems: Problems, searching: Ar
 
 
 def whitened(here: Local, which: Array) -> tuple[Array, Array, Array]:
-    """T with its axis 0 along the tangent of a parameter's profile, its own axis, and the tangent."""
+    """T whose first axis is the tangent of a parameter's profile, that axis, and the tangent."""
     W = here.scale * here.inverse.root
     w = W[:, which]
     size = jnp.sqrt(jnp.sum(w**2))
