@@ -292,9 +292,8 @@ def _problems(
     if bounded:
         A_inv = here.inverse.matrix
         own = jnp.diagonal(A_inv)
-        along = safe_divide(
-            A_inv * (unit / 1)[:, None], own[:, None] * unit[None], (own > 0)[:, None]
-        )
+        rows = A_inv * unit[:, None] / unit[None]
+        along = safe_divide(rows, own[:, None], own[:, None] > 0)
         along = jnp.where(jnp.eye(n, dtype=bool), jnp.ones((), v.dtype), along)
         T, tangent = jnp.broadcast_to(jnp.diag(unit), (i.size, n, n)), along[i]
         own_axis = jnp.arange(n)[None] == i[:, None]

@@ -43,7 +43,7 @@ def saturating(x, c):
 
 
 def double_well(x, _):
-    return 0.2 * (x**2 - 1) ** 2 + 0.3 * x
+    return 0.2 * (x**2 - 1) ** 2 + 0.1 * x
 
 
 def walled(x, c):
