@@ -297,26 +297,28 @@ def _problems(
         along = jnp.where(jnp.eye(n, dtype=bool), jnp.ones((), v.dtype), along)
         T, tangent = jnp.broadcast_to(jnp.diag(unit), (i.size, n, n)), along[i]
         own_axis = jnp.arange(n)[None] == i[:, None]
+        alone = own_axis.astype(v.dtype)
         H0 = (here.scale**2 * A_inv) / unit[:, None] / unit[None]
         H0 = H0 + jnp.diag(jnp.where(jnp.diagonal(H0) > 0, 1e-3, 1).astype(v.dtype))
-        box = tuple(jnp.broadcast_to(side, (i.size, n)) for side in (lower, upper))
+        boxes = [jnp.broadcast_to(side, (i.size, n)) for side in (lower, upper)]
     else:
-        T, own_axis, tangent = (
+        T, own_axis, tangent, alone = (
             jnp.tile(a, (2,) + (1,) * (a.ndim - 1))
             for a in jax.vmap(functools.partial(whitened, here))(half)
         )
         H0 = jnp.eye(n, dtype=v.dtype)
-        box = tuple(jnp.full((i.size, n), side, v.dtype) for side in (-jnp.inf, jnp.inf))
+        boxes = [jnp.full((i.size, n), side, v.dtype) for side in (-jnp.inf, jnp.inf)]
     pull = jnp.where(free, 0, here.g * unit / here.scale**2)[i] * sign
     pull = jnp.maximum(pull, 0)
     return Problems(
         T=T,
         own=own_axis,
         tangent=tangent,
+        alone=alone,
         sign=sign,
         farthest=jnp.where(sign > 0, upper[i], -lower[i]),
         first=jnp.sqrt(pull**2 + q**2) - pull,
-        box=box,
+        box=(boxes[0], boxes[1]),
         H0=H0,
         level=q,
     )

@@ -36,6 +36,9 @@ WIDE = 1000.0
 CLOSE = 1e-3
 """How near t comes to its level, relatively; a step of Newton's after that leaves its square."""
 
+FAR = 1.5
+"""The ratio of a distance to the one before from which on parabolas predict nothing."""
+
 GTOL = 1e-3
 """The gradient of what is minimised, in units in which the Hessian is about 1."""
 
@@ -50,6 +53,7 @@ class Problems(NamedTuple):
       T: columns, ``(B, n, n)``: x = x̂ + T y.
       own: the entry of y that moves the parameter, boolean, ``(B, n)``.
       tangent: y along the profile, per unit of that entry, ``(B, n)``.
+      alone: y along which the other parameters stay, per unit of that entry, ``(B, n)``.
       sign: ±1, the side.
       farthest: tau at which the parameter meets its bound.
       first: the first trial; where f is quadratic, the end.
@@ -61,6 +65,7 @@ class Problems(NamedTuple):
     T: Array
     own: Array
     tangent: Array
+    alone: Array
     sign: Array
     farthest: Array
     first: Array
@@ -76,8 +81,8 @@ class Search(NamedTuple):
       trial: the next tau of every problem.
       low: the farthest point below the level.
       high: the nearest point above it.
-      off: y off the tangent at the last point that was minimised, ``(B, n)``.
-      off_at: tau there.
+      last: y at the last point that was minimised, ``(B, n)``.
+      last_tau: tau there.
       code: what became of each.
       end: tau of the end.
       nfev: evaluations, int32.
@@ -88,8 +93,8 @@ class Search(NamedTuple):
     trial: Array
     low: ProfilePoint
     high: ProfilePoint
-    off: Array
-    off_at: Array
+    last: Array
+    last_tau: Array
     code: Array
     end: Array
     nfev: Array
@@ -149,16 +154,15 @@ def search(
     zeros = jnp.zeros_like(problems.sign)
     data, least = Data(x, here.scale, box, args), here.f / here.scale**2
     options: Any = {"hess_inv0": None if isinstance(fun, SumOfSquares) else problems.H0}
-    fit = functools.partial(
+    fit: Any = functools.partial(
         minimize_batch, along(fun, aux), in_axes=(0, 0, None, 0), gtol=GTOL, **options
     )
     noise = jnp.maximum(LOWER_BY, 100 * eps(v.dtype) * jnp.abs(least))
 
     def round_of(state: Search) -> Search:
         searching = state.code == SEARCHING
-        ratio = safe_divide(state.trial, state.off_at, state.off_at > 0)
         place = problems.sign * state.trial
-        y = place[:, None] * problems.tangent + ratio[:, None] ** 2 * state.off
+        y = _predicted(state, problems)
         lower, upper = (jnp.where(problems.own, place[:, None], side) for side in problems.box)
         y = jnp.clip(y, lower, upper)
         result = fit(y, (problems.T, data), bounds=(lower, upper))
@@ -167,7 +171,8 @@ def search(
         finite = jnp.isfinite(rise) & jnp.isfinite(slope)
         t = jnp.sqrt(2 * jnp.maximum(rise, 0))
         dtau = safe_divide(t, slope, slope > 0)
-        point = ProfilePoint(state.trial, jnp.where(finite, t, jnp.inf), dtau)
+        known_t = finite & ((t < problems.level) | result.success)
+        point = ProfilePoint(state.trial, jnp.where(known_t, t, jnp.inf), dtau)
         tried = _after(state, point, problems, searching)
         fell = searching & finite & (rise < -noise)
         code = jnp.where(fell, NEW_MINIMUM, tried.code)
@@ -175,10 +180,9 @@ def search(
         x_k = v + dot(problems.T[k], result.x[k])
         lower_f = finite[k] & (result.fun[k] < state.lowest[0])
         keeps = searching & finite
-        off = result.x - place[:, None] * problems.tangent
         return tried._replace(
-            off=jnp.where(keeps[:, None], off, state.off),
-            off_at=jnp.where(keeps, state.trial, state.off_at),
+            last=jnp.where(keeps[:, None], result.x, state.last),
+            last_tau=jnp.where(keeps, state.trial, state.last_tau),
             code=code,
             nfev=state.nfev + jnp.sum(result.nfev, dtype=jnp.int32),
             lowest=(
@@ -195,8 +199,8 @@ def search(
         trial=jnp.minimum(problems.first, problems.farthest),
         low=known,
         high=unknown,
-        off=jnp.zeros_like(problems.tangent),
-        off_at=zeros,
+        last=jnp.zeros_like(problems.tangent),
+        last_tau=zeros,
         code=jnp.where(blocked, BOUND, SEARCHING).astype(jnp.int32),
         end=zeros,
         nfev=jnp.zeros((), jnp.int32),
@@ -213,6 +217,16 @@ def search(
     return end._replace(code=code, end=jnp.where(never, middle, end.end))
 
 
+def _predicted(state: Search, problems: Problems) -> Array:
+    """Where the others start: off the tangent by a square of tau, or far out where they were."""
+    tangent, trial = problems.tangent, state.trial
+    place, before = problems.sign * trial, problems.sign * state.last_tau
+    ratio = safe_divide(trial, state.last_tau, state.last_tau > 0)[:, None]
+    bent = place[:, None] * tangent + ratio**2 * (state.last - before[:, None] * tangent)
+    stays = state.last + (place - before)[:, None] * problems.alone
+    return jnp.where(ratio < FAR, bent, stays)
+
+
 def _after(state: Search, point: ProfilePoint, problems: Problems, searching: Array) -> Search:
     """The bracket, the code and the next trial after a point."""
     level, farthest = problems.level, problems.farthest
@@ -223,11 +237,12 @@ def _after(state: Search, point: ProfilePoint, problems: Problems, searching: Ar
 
     low = taken(searching & below, point, state.low)
     high = taken(searching & ~below, point, state.high)
-    close = jnp.abs(point.t - level) <= CLOSE * level
+    step = (level - point.t) * point.slope
+    close = (jnp.abs(point.t - level) <= CLOSE * level) & (jnp.abs(step) <= 10 * CLOSE * point.tau)
     narrow = jnp.isfinite(high.tau) & (high.tau - low.tau <= CLOSE**2 * high.tau)
     at_bound = below & (point.tau >= farthest)
     too_far = below & (point.tau >= WIDE * problems.first)
-    end = jnp.where(close, point.tau + (level - point.t) * point.slope, 0.5 * (low.tau + high.tau))
+    end = jnp.where(close, point.tau + step, 0.5 * (low.tau + high.tau))
     end = jnp.where(at_bound, farthest, jnp.minimum(end, farthest))
     code = jnp.where(at_bound, BOUND, jnp.where(too_far, OPEN, SEARCHING))
     code = jnp.where(close | (narrow & jnp.isfinite(high.t)), FOUND, code)
@@ -243,19 +258,20 @@ def _after(state: Search, point: ProfilePoint, problems: Problems, searching: Ar
     )
 
 
-def whitened(here: Local, which: Array) -> tuple[Array, Array, Array]:
-    """T whose first axis is the tangent of a parameter's profile, that axis, and the tangent."""
+def whitened(here: Local, which: Array) -> tuple[Array, Array, Array, Array]:
+    """What :class:`Problems` has of T, ``own``, ``tangent`` and ``alone`` of one parameter."""
     W = here.scale * here.inverse.root
-    w = W[:, which]
+    w, one = W[:, which], jnp.ones((), W.dtype)
     size = jnp.sqrt(jnp.sum(w**2))
     first = jnp.arange(w.size) == 0
-    u = safe_divide(w, size, size > 0) - jnp.where(first, jnp.where(w[0] > 0, -1, 1), 0).astype(
-        w.dtype
-    )
-    across = safe_divide(2.0 * jnp.outer(u, u), dot(u, u), dot(u, u) > 0)
-    Q = jnp.eye(w.size, dtype=w.dtype) - across
-    flip = jnp.where(first, jnp.where(w[0] > 0, -1, 1), 1).astype(w.dtype)
-    T = jnp.matmul(W.T, Q * flip[None], precision=HIGHEST)
-    own = jnp.where(first, size, 0)
-    T = jnp.where((jnp.arange(w.size) == which)[:, None], own[None], T)
-    return T, first, first.astype(w.dtype)
+    e = first.astype(w.dtype)
+    direction = safe_divide(w, size, size > 0)
+    side = jnp.where(w[0] > 0, -one, one)
+    u = direction - side * e
+    length = safe_divide(2 * one, dot(u, u), dot(u, u) > 0)
+    Q = jnp.eye(w.size, dtype=w.dtype) - length * jnp.outer(u, u)
+    Q = Q * jnp.where(first, side, one)[None]
+    T = jnp.matmul(W.T, Q, precision=HIGHEST)
+    T = jnp.where((jnp.arange(w.size) == which)[:, None], (size * e)[None], T)
+    alone = dot(Q.T, jnp.linalg.pinv(W.T)[:, which]) * size
+    return T, first, e, jnp.where(first, one, alone)
