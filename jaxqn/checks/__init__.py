@@ -28,6 +28,7 @@ from jaxqn.checks.objective import (
     scalar_value,
     split_aux,
 )
+from jaxqn.checks.parameters import check_parameters
 
 __all__ = [
     "called",
@@ -43,6 +44,7 @@ __all__ = [
     "check_loss",
     "check_native",
     "check_number",
+    "check_parameters",
     "check_residuals",
     "check_x0",
     "check_x_scale",

@@ -9,22 +9,27 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxqn._typing import Array, ArrayTree, Objective
-from jaxqn.checks import check_args, check_bounds, check_hashable, check_number, check_x0, is_traced
+from jaxqn.checks import (
+    check_args,
+    check_bounds,
+    check_hashable,
+    check_number,
+    check_parameters,
+    check_x0,
+)
 from jaxqn.drivers.covariance_result import like
-from jaxqn.drivers.local_curvature import Local, flat_objective, local
+from jaxqn.drivers.local_curvature import flat_objective, local
+from jaxqn.drivers.profile_problems import problems_of
 from jaxqn.drivers.profile_search import (
     BOUND,
     FOUND,
     NEW_MINIMUM,
     NOT_FOUND,
     OPEN,
-    Problems,
     search,
-    whitened,
 )
 from jaxqn.drivers.uncertainty import check_noise
 from jaxqn.formulas import normal_quantile, student_quantile
-from jaxqn.linalg import safe_divide
 from jaxqn.loop import Box, SumOfSquares
 
 __all__ = ["ENDS", "Intervals", "profile_intervals"]
@@ -158,7 +163,7 @@ def profile_intervals(
         )
     how = check_noise(fun, "hessian", noise)
     x, dtype, _ = check_x0(result.x)
-    which = _chosen(parameters, x)
+    which = check_parameters(parameters, x)
     box = None if bounds is None else Box(*check_bounds(bounds, x))
     return _intervals(
         x,
@@ -171,54 +176,6 @@ def profile_intervals(
         which=which,
         has_aux=bool(has_aux) and not isinstance(fun, SumOfSquares),
     )
-
-
-def _chosen(parameters: Any, x: ArrayTree) -> tuple[int, ...]:
-    """Indices of the chosen entries of the ravelled x."""
-    everything = jax.tree.map(lambda leaf: np.ones(leaf.shape, bool), x)
-    if parameters is None:
-        mask = everything
-    else:
-        mask = _by_keys(parameters, everything)
-        mask = _by_booleans(parameters, x) if mask is None else mask
-    flat = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(mask)])
-    if not flat.any():
-        raise ValueError("parameters chooses nothing: there is no interval to find")
-    return tuple(np.flatnonzero(flat).tolist())
-
-
-def _by_keys(parameters: Any, everything: ArrayTree) -> ArrayTree | None:
-    """Booleans like x from keys of its top level; ``None`` if these are no keys."""
-    keys = parameters if isinstance(parameters, list | tuple | set) else [parameters]
-    named = jax.tree_util.tree_flatten_with_path(everything)[0]
-    if not all(isinstance(key, str | int) and not isinstance(key, bool) for key in keys):
-        return None
-    tops = [str(getattr(path[0], "key", getattr(path[0], "name", getattr(path[0], "idx", None))))
-            if path else "" for path, _ in named]  # fmt: skip
-    unknown = [key for key in keys if str(key) not in tops]
-    if unknown or not named[0][0]:
-        known = ", ".join(sorted({repr(top) for top in tops if top})) or "none: x is an array"
-        raise ValueError(
-            f"parameters names {keys!r}, but the keys of x are {known}: give keys of its top "
-            "level, or booleans like x"
-        )
-    wanted = {str(key) for key in keys}
-    leaves = [leaf & (top in wanted) for top, (_, leaf) in zip(tops, named, strict=True)]
-    return jax.tree.unflatten(jax.tree.structure(everything), leaves)
-
-
-def _by_booleans(parameters: Any, x: ArrayTree) -> ArrayTree:
-    """Booleans like x from those, or a prefix of them."""
-    if is_traced(parameters):
-        raise ValueError("parameters must be known when compiling: give keys, or NumPy booleans")
-    try:
-        spread = jax.tree.broadcast(parameters, x)
-        mask = jax.tree.map(lambda a, leaf: np.broadcast_to(np.asarray(a), leaf.shape), spread, x)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"parameters must be keys, or booleans like x: {error}") from None
-    if any(leaf.dtype != bool for leaf in jax.tree.leaves(mask)):
-        raise ValueError("parameters must be keys of x, or booleans like x; it has other numbers")
-    return mask
 
 
 @functools.partial(jax.jit, static_argnames=("objective", "noise", "which", "has_aux"))
@@ -248,7 +205,7 @@ def _intervals(
     determined &= here.dof > 0
     unit = here.scale * jnp.where(free, jnp.sqrt(jnp.diagonal(here.inverse.matrix)), here.unit)
     unit = jnp.where(determined & (unit > 0), unit, 1)
-    problems = _problems(here, v, (lower, upper), free, unit, q, which, box is not None)
+    problems = problems_of(here, v, (lower, upper), free, unit, q, which, box is not None)
     found = search(objective, x, args, box, here, problems, has_aux)
     i = jnp.tile(jnp.array(which), 2)
     code = jnp.where(determined[i], found.code, OPEN)
@@ -272,53 +229,4 @@ def _intervals(
         x_lowest=like(x, found.lowest[1]),
         rounds=found.rounds,
         nfev=found.nfev,
-    )
-
-
-def _problems(
-    here: Local,
-    v: Array,
-    bounds: tuple[Array, Array],
-    free: Array,
-    unit: Array,
-    q: Array,
-    which: tuple[int, ...],
-    bounded: bool,
-) -> Problems:
-    """The upper ends of all chosen parameters, then the lower ones."""
-    n, half = v.size, jnp.array(which)
-    i, sign = jnp.tile(half, 2), jnp.repeat(jnp.array([1, -1], v.dtype), half.size)
-    lower, upper = ((bound - v) / unit for bound in bounds)
-    if bounded:
-        A_inv = here.inverse.matrix
-        own = jnp.diagonal(A_inv)
-        rows = A_inv * unit[:, None] / unit[None]
-        along = safe_divide(rows, own[:, None], own[:, None] > 0)
-        along = jnp.where(jnp.eye(n, dtype=bool), jnp.ones((), v.dtype), along)
-        T, tangent = jnp.broadcast_to(jnp.diag(unit), (i.size, n, n)), along[i]
-        own_axis = jnp.arange(n)[None] == i[:, None]
-        alone = own_axis.astype(v.dtype)
-        H0 = (here.scale**2 * A_inv) / unit[:, None] / unit[None]
-        H0 = H0 + jnp.diag(jnp.where(jnp.diagonal(H0) > 0, 1e-3, 1).astype(v.dtype))
-        boxes = [jnp.broadcast_to(side, (i.size, n)) for side in (lower, upper)]
-    else:
-        T, own_axis, tangent, alone = (
-            jnp.tile(a, (2,) + (1,) * (a.ndim - 1))
-            for a in jax.vmap(functools.partial(whitened, here))(half)
-        )
-        H0 = jnp.eye(n, dtype=v.dtype)
-        boxes = [jnp.full((i.size, n), side, v.dtype) for side in (-jnp.inf, jnp.inf)]
-    pull = jnp.where(free, 0, here.g * unit / here.scale**2)[i] * sign
-    pull = jnp.maximum(pull, 0)
-    return Problems(
-        T=T,
-        own=own_axis,
-        tangent=tangent,
-        alone=alone,
-        sign=sign,
-        farthest=jnp.where(sign > 0, upper[i], -lower[i]),
-        first=jnp.sqrt(pull**2 + q**2) - pull,
-        box=(boxes[0], boxes[1]),
-        H0=H0,
-        level=q,
     )

@@ -4,9 +4,7 @@ A round fixes tau, the distance of the parameter from its estimate in standard e
 over the others, and has t(tau) = √(2 (f(tau) − f)) with its derivative, which is the gradient with
 respect to the parameter that was fixed. The ends are where t reaches its level.
 
-Without bounds the lanes work in y with x = x̂ + T y, where y₀ alone moves the parameter, along the
-tangent of its profile, and f is ½‖y‖² as far as it is quadratic. With bounds T is diagonal, so that
-the box stays one.
+The coordinates are those of :mod:`jaxqn.drivers.profile_problems`.
 """
 
 import dataclasses
@@ -21,11 +19,12 @@ from jaxqn._typing import Array, ArrayTree
 from jaxqn.checks import called, split_aux
 from jaxqn.drivers.local_curvature import Local
 from jaxqn.drivers.minimize_batch import minimize_batch
+from jaxqn.drivers.profile_problems import Problems
 from jaxqn.formulas import ProfilePoint, profile_trial
-from jaxqn.linalg import HIGHEST, dot, eps, safe_divide
+from jaxqn.linalg import dot, eps, safe_divide
 from jaxqn.loop import Box, SumOfSquares, inside, sum_of_squares
 
-__all__ = ["BOUND", "FOUND", "NEW_MINIMUM", "NOT_FOUND", "OPEN", "Problems", "Search", "search"]
+__all__ = ["BOUND", "FOUND", "NEW_MINIMUM", "NOT_FOUND", "OPEN", "Search", "search"]
 
 FOUND, BOUND, OPEN, NEW_MINIMUM, NOT_FOUND, SEARCHING = range(6)
 
@@ -44,34 +43,6 @@ GTOL = 1e-3
 
 LOWER_BY = 0.01
 """A decrease of f below the minimum that makes it none, in units of the log likelihood."""
-
-
-class Problems(NamedTuple):
-    """All ends that are looked for, with a leading axis (B,) but for what they share.
-
-    Attributes:
-      T: columns, ``(B, n, n)``: x = x̂ + T y.
-      own: the entry of y that moves the parameter, boolean, ``(B, n)``.
-      tangent: y along the profile, per unit of that entry, ``(B, n)``.
-      alone: y along which the other parameters stay, per unit of that entry, ``(B, n)``.
-      sign: ±1, the side.
-      farthest: tau at which the parameter meets its bound.
-      first: the first trial; where f is quadratic, the end.
-      box: of y, ``(lower, upper)``, each ``(B, n)``.
-      H0: for a quasi-Newton method, an inverse Hessian over y that all share, ``(n, n)``.
-      level: what t is to reach.
-    """
-
-    T: Array
-    own: Array
-    tangent: Array
-    alone: Array
-    sign: Array
-    farthest: Array
-    first: Array
-    box: tuple[Array, Array]
-    H0: Array
-    level: Array
 
 
 class Search(NamedTuple):
@@ -150,55 +121,17 @@ def search(
     fun: Any, x: ArrayTree, args: Any, box: Box | None, here: Local, problems: Problems, aux: bool
 ) -> Search:
     """Rounds until every end is found, or known not to be."""
-    v = jax.flatten_util.ravel_pytree(x)[0]
-    zeros = jnp.zeros_like(problems.sign)
-    data, least = Data(x, here.scale, box, args), here.f / here.scale**2
-    options: Any = {"hess_inv0": None if isinstance(fun, SumOfSquares) else problems.H0}
+    v, least = jax.flatten_util.ravel_pytree(x)[0], here.f / here.scale**2
+    zeros, data = jnp.zeros_like(problems.sign), Data(x, here.scale, box, args)
+    H0 = None if isinstance(fun, SumOfSquares) else problems.H0
     fit: Any = functools.partial(
-        minimize_batch, along(fun, aux), in_axes=(0, 0, None, 0), gtol=GTOL, **options
+        minimize_batch, along(fun, aux), in_axes=(0, 0, None, 0), gtol=GTOL, hess_inv0=H0
     )
-    noise = jnp.maximum(LOWER_BY, 100 * eps(v.dtype) * jnp.abs(least))
-
-    def round_of(state: Search) -> Search:
-        searching = state.code == SEARCHING
-        place = problems.sign * state.trial
-        y = _predicted(state, problems)
-        lower, upper = (jnp.where(problems.own, place[:, None], side) for side in problems.box)
-        y = jnp.clip(y, lower, upper)
-        result = fit(y, (problems.T, data), bounds=(lower, upper))
-        rise = result.fun - least
-        slope = problems.sign * jnp.sum(jnp.where(problems.own, result.jac, 0), axis=1)
-        finite = jnp.isfinite(rise) & jnp.isfinite(slope)
-        t = jnp.sqrt(2 * jnp.maximum(rise, 0))
-        dtau = safe_divide(t, slope, slope > 0)
-        known_t = finite & ((t < problems.level) | result.success)
-        point = ProfilePoint(state.trial, jnp.where(known_t, t, jnp.inf), dtau)
-        tried = _after(state, point, problems, searching)
-        fell = searching & finite & (rise < -noise)
-        code = jnp.where(fell, NEW_MINIMUM, tried.code)
-        k = jnp.argmin(jnp.where(finite, result.fun, jnp.inf))
-        x_k = v + dot(problems.T[k], result.x[k])
-        lower_f = finite[k] & (result.fun[k] < state.lowest[0])
-        keeps = searching & finite
-        return tried._replace(
-            last=jnp.where(keeps[:, None], result.x, state.last),
-            last_tau=jnp.where(keeps, state.trial, state.last_tau),
-            code=code,
-            nfev=state.nfev + jnp.sum(result.nfev, dtype=jnp.int32),
-            lowest=(
-                jnp.where(lower_f, result.fun[k], state.lowest[0]),
-                jnp.where(lower_f, x_k, state.lowest[1]),
-            ),
-            rounds=state.rounds + 1,
-        )
-
-    known = ProfilePoint(zeros, zeros, jnp.where(problems.first < problems.level, 0, 1 + zeros))
-    unknown = ProfilePoint(zeros + jnp.inf, zeros + jnp.inf, zeros)
     blocked = problems.farthest <= 0
     start = Search(
         trial=jnp.minimum(problems.first, problems.farthest),
-        low=known,
-        high=unknown,
+        low=ProfilePoint(zeros, zeros, jnp.where(problems.first < problems.level, 0, 1 + zeros)),
+        high=ProfilePoint(zeros + jnp.inf, zeros + jnp.inf, zeros),
         last=jnp.zeros_like(problems.tangent),
         last_tau=zeros,
         code=jnp.where(blocked, BOUND, SEARCHING).astype(jnp.int32),
@@ -208,13 +141,51 @@ def search(
         rounds=jnp.zeros((), jnp.int32),
     )
     end = jax.lax.while_loop(
-        lambda state: jnp.any(state.code == SEARCHING) & (state.rounds < ROUNDS), round_of, start
+        lambda state: jnp.any(state.code == SEARCHING) & (state.rounds < ROUNDS),
+        functools.partial(_round, fit, v, data, least, problems),
+        start,
     )
     never = end.code == SEARCHING
     opened = never & jnp.isinf(end.high.tau)
     code = jnp.where(opened, OPEN, jnp.where(never, NOT_FOUND, end.code))
     middle = 0.5 * (end.low.tau + end.high.tau)
     return end._replace(code=code, end=jnp.where(never, middle, end.end))
+
+
+def _round(
+    fit: Any, v: Array, data: Data, least: Array, problems: Problems, state: Search
+) -> Search:
+    """Fit the others at every trial, and see what that says."""
+    searching, place = state.code == SEARCHING, problems.sign * state.trial
+    lower, upper = (jnp.where(problems.own, place[:, None], side) for side in problems.box)
+    y = jnp.clip(_predicted(state, problems), lower, upper)
+    result = fit(y, (problems.T, data), bounds=(lower, upper))
+    rise = result.fun - least
+    slope = problems.sign * jnp.sum(jnp.where(problems.own, result.jac, 0), axis=1)
+    finite = jnp.isfinite(rise) & jnp.isfinite(slope)
+    t = jnp.sqrt(2 * jnp.maximum(rise, 0))
+    is_profile = finite & ((t < problems.level) | result.success)
+    t = jnp.where(is_profile, t, jnp.inf)
+    point = ProfilePoint(state.trial, t, safe_divide(t, slope, is_profile & (slope > 0)))
+    tried = _after(state, point, problems, searching)
+    noise = jnp.maximum(LOWER_BY, 100 * eps(v.dtype) * jnp.abs(least))
+    fell = searching & finite & (rise < -noise)
+    k = jnp.argmin(jnp.where(finite, result.fun, jnp.inf))
+    f, x = state.lowest
+    lower_f = finite[k] & (result.fun[k] < f)
+    lowest = (
+        jnp.where(lower_f, result.fun[k], f),
+        jnp.where(lower_f, v + dot(problems.T[k], result.x[k]), x),
+    )
+    keeps = searching & finite
+    return tried._replace(
+        last=jnp.where(keeps[:, None], result.x, state.last),
+        last_tau=jnp.where(keeps, state.trial, state.last_tau),
+        code=jnp.where(fell, NEW_MINIMUM, tried.code),
+        nfev=state.nfev + jnp.sum(result.nfev, dtype=jnp.int32),
+        lowest=lowest,
+        rounds=state.rounds + 1,
+    )
 
 
 def _predicted(state: Search, problems: Problems) -> Array:
@@ -256,22 +227,3 @@ def _after(state: Search, point: ProfilePoint, problems: Problems, searching: Ar
         code=jnp.where(searching, code, state.code).astype(jnp.int32),
         end=jnp.where(searching, end, state.end),
     )
-
-
-def whitened(here: Local, which: Array) -> tuple[Array, Array, Array, Array]:
-    """What :class:`Problems` has of T, ``own``, ``tangent`` and ``alone`` of one parameter."""
-    W = here.scale * here.inverse.root
-    w, one = W[:, which], jnp.ones((), W.dtype)
-    size = jnp.sqrt(jnp.sum(w**2))
-    first = jnp.arange(w.size) == 0
-    e = first.astype(w.dtype)
-    direction = safe_divide(w, size, size > 0)
-    side = jnp.where(w[0] > 0, -one, one)
-    u = direction - side * e
-    length = safe_divide(2 * one, dot(u, u), dot(u, u) > 0)
-    Q = jnp.eye(w.size, dtype=w.dtype) - length * jnp.outer(u, u)
-    Q = Q * jnp.where(first, side, one)[None]
-    T = jnp.matmul(W.T, Q, precision=HIGHEST)
-    T = jnp.where((jnp.arange(w.size) == which)[:, None], (size * e)[None], T)
-    alone = dot(Q.T, jnp.linalg.pinv(W.T)[:, which]) * size
-    return T, first, e, jnp.where(first, one, alone)
