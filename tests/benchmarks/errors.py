@@ -171,26 +171,29 @@ def minos(_) -> dict:
             minuit.migrad()
             counts.update(value=0, slope=0)
             minuit.minos(cl=true)
-            results[kind] = (
-                dict(counts),
-                np.array([[e.lower, e.upper] for e in minuit.merrors.values()])
-                + np.array(minuit.values)[:, None],
-            )
-        theirs = results["gradients"][1]
+            errors = list(minuit.merrors.values())
+            valid = np.array([[e.lower_valid, e.upper_valid] for e in errors])
+            away = np.array([[e.lower, e.upper] for e in errors])
+            results[kind] = dict(counts), np.array(minuit.values)[:, None] + away, valid
+        _, theirs, valid = results["gradients"]
         ours = np.stack([ends.lower, ends.upper], axis=1)
         width = theirs[:, 1] - theirs[:, 0]
+        off = np.where(valid, np.abs(ours - theirs) / width[:, None], 0)
         rows[name] = {
-            "off": float(np.max(np.abs(ours - theirs) / width[:, None])),
+            "off": float(np.max(off)),
+            "not valid": int(np.sum(~valid)),
+            "open": int(np.sum(np.isinf(ours))),
             "evaluations": int(ends.nfev),
             "rounds": int(ends.rounds),
             "ends": ours.size,
-            "minuit": {kind: counts for kind, (counts, _) in results.items()},
+            "minuit": {kind: counts for kind, (counts, *_) in results.items()},
             "code": int(jaxqn.covariance(fun, fit.x, args).code),
         }
         row = rows[name]
         print(
-            f"{name:12} {ours.size:2} ends, off by {row['off']:.1e} of the width; evaluations "
-            f"{row['evaluations']} in {row['rounds']} rounds; MINOS {row['minuit']}",
+            f"{name:10} {ours.size} ends, off by {row['off']:.1e} of the width, {row['open']} open, "
+            f"{row['not valid']} not valid by MINOS; evaluations {row['evaluations']} in "
+            f"{row['rounds']} rounds; MINOS {row['minuit']}",
             flush=True,
         )
     return rows
