@@ -2,16 +2,23 @@
 
 from jaxqn import derivatives as derivatives
 from jaxqn.drivers import (
+    ENDS,
+    REASONS,
     BatchState,
+    Covariance,
+    Intervals,
     LeastSquaresResult,
     MinimizeResult,
     MultiStartResult,
+    Transformed,
+    covariance,
     curve_fit,
     least_squares,
     minimize,
     minimize_batch,
     minimize_stream,
     multi_start,
+    profile_intervals,
 )
 from jaxqn.formulas import (
     SpectralCorrection,
@@ -87,11 +94,15 @@ METHODS: tuple[str, ...] = tuple(_METHODS)
 """Names that ``minimize(method=...)`` knows."""
 
 __all__ = [
+    "ENDS",
     "MESSAGES",
     "METHODS",
+    "REASONS",
     "BatchState",
+    "Covariance",
     "Eigenpairs",
     "History",
+    "Intervals",
     "LeastSquaresResult",
     "LineSearch",
     "MinimizeResult",
@@ -99,6 +110,7 @@ __all__ = [
     "QuasiNewton",
     "SpectralCorrection",
     "Status",
+    "Transformed",
     "backtracking",
     "bfgs",
     "bfgs_update",
@@ -106,6 +118,7 @@ __all__ = [
     "broyden_update",
     "correct_inverse",
     "corrected_newton",
+    "covariance",
     "curve_fit",
     "damped",
     "dense",
@@ -128,6 +141,7 @@ __all__ = [
     "osbfgs",
     "osbfgs_update",
     "powell_damping",
+    "profile_intervals",
     "rank_one",
     "rank_one_correction",
     "rank_two",

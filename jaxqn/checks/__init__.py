@@ -28,6 +28,7 @@ from jaxqn.checks.objective import (
     scalar_value,
     split_aux,
 )
+from jaxqn.checks.parameters import check_parameters
 from jaxqn.checks.words import answered, check_keywords, nearest
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "check_loss",
     "check_native",
     "check_number",
+    "check_parameters",
     "check_residuals",
     "check_x0",
     "check_x_scale",

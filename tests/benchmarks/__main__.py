@@ -13,6 +13,7 @@ Workloads, each printing jaxqn and every installed peer side by side:
   pinn        a physics-informed network for the 3-D Poisson equation
   residuals   least squares: NIST, CUTEst, bounds, losses, batches, a network
   derivatives derivatives of solutions: accuracy, time and memory
+  errors      covariances, the check of nonlinearity, profile intervals
   behaviour   scaling, float32 and optax-composition cases, pass or fail
   honest      how often CONVERGED is not true, and a minimum not called one
   eager       cost of a second eager call
@@ -52,6 +53,7 @@ WORKLOADS = (
     "pinn",
     "residuals",
     "derivatives",
+    "errors",
     "behaviour",
     "honest",
     "eager",
