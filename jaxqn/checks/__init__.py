@@ -8,6 +8,7 @@ from jaxqn.checks.arrays import (
     check_x_scale,
 )
 from jaxqn.checks.bounds import check_bounds
+from jaxqn.checks.new_functions import notice_function
 from jaxqn.checks.numbers import (
     check_count,
     check_number,
@@ -55,6 +56,7 @@ __all__ = [
     "is_traced",
     "nearest",
     "nonnegative",
+    "notice_function",
     "scalar_value",
     "split_aux",
     "whole_number",

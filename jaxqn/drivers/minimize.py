@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from jaxqn._typing import ArrayTree, Objective
-from jaxqn.checks import answered, check_callback, check_count, check_x0
+from jaxqn.checks import answered, check_callback, check_count, check_x0, notice_function
 from jaxqn.drivers.progress import observed
 from jaxqn.drivers.result import MinimizeResult
 from jaxqn.drivers.resume import check_state, given_of, repacked
@@ -34,6 +34,7 @@ from jaxqn.loop import (
     run,
     run_watched,
     tolerances,
+    transformed,
     watched,
 )
 from jaxqn.quasi_newton import QuasiNewton
@@ -183,6 +184,8 @@ def minimize(
     )
     problem = problem_of(fun, args, options)
     check_callback(callback)
+    if not transformed():
+        notice_function(getattr(fun, "residuals", fun))
     every = check_count("callback_every", callback_every)
     rows = check_count("history", history, least=0)
     x0, dtype, n = check_x0(x0)

@@ -2,7 +2,7 @@
 
 from jaxqn.loop.box import Box, active, bent, inside
 from jaxqn.loop.history import History, merged, no_history, watched
-from jaxqn.loop.implicit import constant
+from jaxqn.loop.implicit import constant, transformed
 from jaxqn.loop.minimum import Minimum, differentiable, memory_of
 from jaxqn.loop.path import Path, face_of, straight
 from jaxqn.loop.problem import (
@@ -63,6 +63,7 @@ __all__ = [
     "succeeded",
     "sum_of_squares",
     "tolerances",
+    "transformed",
     "trip",
     "watched",
 ]

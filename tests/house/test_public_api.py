@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import typing
+import warnings
 from pathlib import Path
 
 import jax
@@ -209,3 +210,18 @@ def test_results_survive_pickling():
 
 def sum_of_squares(x):
     return x @ x
+
+
+def test_the_same_code_again_and_again_is_noticed():
+    """A new function object compiles anew; a word after the third, and only one."""
+
+    def fit(a):
+        return jaxqn.minimize(lambda x: (x - a) ** 2, 0.0, maxiter=0)
+
+    fit(1.0), fit(2.0)
+    with pytest.warns(UserWarning, match=r"3 new function objects.*through args"):
+        fit(3.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit(4.0)
+        jax.jit(fit)(5.0)
