@@ -1,6 +1,14 @@
 """The one loop: what a run carries, a trip through it, and when it ends."""
 
 from jaxqn.loop.box import Box, active, bent, inside
+from jaxqn.loop.equations import (
+    ROOT_DEFAULTS,
+    RootOptions,
+    RootProblem,
+    options_of_the_loop,
+    root_problem,
+    root_tolerances,
+)
 from jaxqn.loop.history import History, merged, no_history, watched
 from jaxqn.loop.implicit import constant
 from jaxqn.loop.minimum import Minimum, differentiable, memory_of
@@ -26,6 +34,7 @@ from jaxqn.loop.units import from_scaled, gradient_from_scaled, gradient_to_scal
 __all__ = [
     "DEFAULTS",
     "MESSAGES",
+    "ROOT_DEFAULTS",
     "Box",
     "History",
     "LoopState",
@@ -35,6 +44,8 @@ __all__ = [
     "Path",
     "Point",
     "Problem",
+    "RootOptions",
+    "RootProblem",
     "Scales",
     "Status",
     "SumOfSquares",
@@ -56,7 +67,10 @@ __all__ = [
     "memory_of",
     "merged",
     "no_history",
+    "options_of_the_loop",
     "problem_of",
+    "root_problem",
+    "root_tolerances",
     "run",
     "run_watched",
     "straight",
