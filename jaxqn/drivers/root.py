@@ -87,14 +87,14 @@ def root(
     Returns:
       A :class:`RootResult`. A run that ends badly is a status, never an exception: STALLED where
       no step brings F closer to 0, as at a local minimum of ‖F‖ without a root; SINGULAR where an
-      unknown has lost its effect, or x0 is a stationary point of ‖F‖. The solution counts as a
-      constant in derivatives.
+      unknown has lost its effect, or x0 is a stationary point of ‖F‖.
 
     Raises:
       TypeError: a leaf of ``x0`` is not real floating, ``fun`` cannot be hashed, or an option is of
         the wrong type.
       ValueError: an unknown method, F with another number of entries than x, a negative tolerance,
         a ``jac0`` of the wrong shape or for a method that takes none.
+      NotImplementedError: it is being differentiated.
 
     Cost: one evaluation of F per trip. Dense: O(n²) per trip, 2 n² numbers, and O(n³) per Jacobian.
     Limited memory: 2 ``memory`` n numbers, read a few times per trip.
@@ -250,7 +250,7 @@ def _numbers(result: RootResult) -> str:
 @functools.partial(jax.jit, static_argnames=("problem",))
 def _start(x0: ArrayTree, args: Any, J0: Any, x_scale: Any, *, problem: RootProblem) -> LoopState:
     """The state before the first evaluation."""
-    return problem.start(*jax.lax.stop_gradient((x0, args, J0, x_scale)))
+    return problem.start(x0, args, J0, x_scale)
 
 
 @functools.partial(jax.jit, static_argnames=("problem",))
@@ -258,7 +258,6 @@ def _run(
     x0: ArrayTree, state: LoopState, tol: Tolerances, *, args: Any, problem: RootProblem
 ) -> RootResult:
     """Run the loop to a status."""
-    x0, state, tol, args = jax.lax.stop_gradient((x0, state, tol, args))
     state = run(state, functools.partial(problem.on_vectors, x0, args, None), problem.method, tol)
     best = lowest_point(state, problem.method, straight, alone=True)
     nit, nfev, _, _ = Tally(*state.counts)

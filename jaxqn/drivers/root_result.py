@@ -7,23 +7,25 @@ import jax.numpy as jnp
 
 from jaxqn._typing import Array, ArrayTree
 from jaxqn.drivers.result import message_of, status_shown
-from jaxqn.loop import MESSAGES, Status, succeeded
+from jaxqn.loop import MESSAGES, Messages, Status, succeeded
 
 __all__ = ["MESSAGES_OF_ROOTS", "RootResult", "like_returned"]
 
-MESSAGES_OF_ROOTS: dict[Status, str] = {
-    **MESSAGES,
-    Status.RUNNING: "Still running: continue it with root(..., state=result.state).",
-    Status.CONVERGED: "Converged: F(x) is within tol, or without a tol as small as rounding of x "
-    "leaves it.",
-    Status.STALLED: "Stalled: no step brings F(x) closer to 0, but it is larger than rounding "
-    "explains. Often x is next to a local minimum of the norm of F that is no root: compare it "
-    "with other starts. For more digits use float64 or give x_scale.",
-    Status.NON_FINITE: "F is not finite at x0. Start elsewhere, or look for log, sqrt or division "
-    "by zero in fun.",
-    Status.SINGULAR: "The Jacobian is singular at a point that is no root, and leads nowhere: some "
-    "unknown has no effect on F, or x0 is a stationary point of its norm. Start elsewhere.",
-}
+MESSAGES_OF_ROOTS = Messages(
+    {
+        **MESSAGES,
+        Status.RUNNING: "Still running: continue it with root(..., state=result.state).",
+        Status.CONVERGED: "Converged: F(x) is within tol, or without a tol as small as "
+        "rounding of x leaves it.",
+        Status.STALLED: "Stalled: no step brings F(x) closer to 0, but it is larger than "
+        "rounding explains. Often x is next to a local minimum of the norm of F that is no root: compare it "
+        "with other starts. For more digits use float64 or give x_scale.",
+        Status.NON_FINITE: "F is not finite at x0. Start elsewhere, or look for log, sqrt or "
+        "division by zero in fun.",
+        Status.SINGULAR: "The Jacobian is singular at a point that is no root, and leads "
+        "nowhere: some unknown has no effect on F, or x0 is a stationary point of its norm. Start elsewhere.",
+    }
+)
 """What each :class:`Status` means of a search for a root."""
 
 

@@ -26,7 +26,7 @@ from jaxqn.loop.problem import (
 from jaxqn.loop.protocol import Method
 from jaxqn.loop.residuals import SumOfSquares, sum_of_squares
 from jaxqn.loop.state import LoopState, Point, Scales, Tally
-from jaxqn.loop.status import MESSAGES, Status, succeeded
+from jaxqn.loop.status import MESSAGES, Messages, Status, succeeded
 from jaxqn.loop.termination import Tolerances
 from jaxqn.loop.trip import lowest_point, run, run_watched, trip
 from jaxqn.loop.units import from_scaled, gradient_from_scaled, gradient_to_scaled
@@ -38,6 +38,7 @@ __all__ = [
     "Box",
     "History",
     "LoopState",
+    "Messages",
     "Method",
     "MinimizeOptions",
     "Minimum",

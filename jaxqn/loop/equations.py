@@ -27,6 +27,7 @@ from jaxqn.checks import (
 from jaxqn.linalg import packing, power_of_two, unpacked, vectors
 from jaxqn.loop.derivative_free import derivative_free
 from jaxqn.loop.hybrid import hybrid
+from jaxqn.loop.implicit import refused
 from jaxqn.loop.path import Path, straight
 from jaxqn.loop.problem import MinimizeOptions, tolerances
 from jaxqn.loop.protocol import Method
@@ -167,10 +168,10 @@ class RootProblem(NamedTuple):
         def evaluate(z: ArrayTree, point: Point, g_scale: Array, may_accept: Any) -> Point:
             del point, g_scale, may_accept
             F, aux = fun(z)
-            return jax.lax.stop_gradient(Point(z, 0.5 * vectors.vdot(F, F), F, aux))
+            return refused(Point(z, 0.5 * vectors.vdot(F, F), F, aux))
 
         def jacobian(z: Array) -> Array:
-            return jax.lax.stop_gradient(_jacobian(lambda z: fun(z)[0], z))
+            return _jacobian(lambda z: fun(z)[0], z)
 
         def products(z: ArrayTree) -> tuple[Any, Any]:
             _, push, pull, _ = both_ways(fun, z)

@@ -292,3 +292,16 @@ def test_a_result_says_what_it_is():
     result = root(lambda x: x - 1, jnp.zeros(2))
     assert repr(result).startswith("RootResult(status=CONVERGED, nit=")
     assert "within tol" in result.message
+
+
+def test_derivatives_are_refused_and_left_to_a_custom_root():
+    """Of the closed form: x = √t."""
+
+    def solution(t):
+        solve = lambda f, x: root(f, x).x  # noqa: E731
+        linear = lambda g, y: y / g(jnp.ones_like(y))  # noqa: E731
+        return jax.lax.custom_root(lambda x: x**2 - t, jnp.ones(()), solve, linear)
+
+    np.testing.assert_allclose(jax.grad(solution)(2.0), 0.5 / 2**0.5, rtol=1e-10)
+    with pytest.raises(NotImplementedError, match="derivative"):
+        jax.grad(lambda t: root(lambda x, t: x**2 - t, jnp.ones(()), (t,)).x)(2.0)
