@@ -18,12 +18,13 @@ MESSAGES_OF_ROOTS = Messages(
         Status.CONVERGED: "Converged: F(x) is within tol, or without a tol as small as "
         "rounding of x leaves it.",
         Status.STALLED: "Stalled: no step brings F(x) closer to 0, but it is larger than "
-        "rounding explains. Often x is next to a local minimum of the norm of F that is no root: compare it "
-        "with other starts. For more digits use float64 or give x_scale.",
+        "rounding explains. Often x is next to a local minimum of the norm of F that is no root: "
+        "compare it with other starts. For more digits use float64 or give x_scale.",
         Status.NON_FINITE: "F is not finite at x0. Start elsewhere, or look for log, sqrt or "
         "division by zero in fun.",
         Status.SINGULAR: "The Jacobian is singular at a point that is no root, and leads "
-        "nowhere: some unknown has no effect on F, or x0 is a stationary point of its norm. Start elsewhere.",
+        "nowhere: some unknown has no effect on F, or x0 is a stationary point of its "
+        "norm. Start elsewhere.",
     }
 )
 """What each :class:`Status` means of a search for a root."""
