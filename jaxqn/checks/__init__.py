@@ -2,6 +2,7 @@
 
 from jaxqn.checks.arrays import (
     check_initial,
+    check_jacobian,
     check_like,
     check_native,
     check_x0,
@@ -22,6 +23,7 @@ from jaxqn.checks.objective import (
     check_args,
     check_aux,
     check_callback,
+    check_equations,
     check_hashable,
     check_implicit,
     check_loss,
@@ -40,9 +42,11 @@ __all__ = [
     "check_bounds",
     "check_callback",
     "check_count",
+    "check_equations",
     "check_hashable",
     "check_implicit",
     "check_initial",
+    "check_jacobian",
     "check_keywords",
     "check_like",
     "check_loss",

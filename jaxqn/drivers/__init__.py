@@ -8,6 +8,9 @@ from jaxqn.drivers.minimize_batch import BatchState, MultiStartResult, minimize_
 from jaxqn.drivers.minimize_stream import minimize_stream
 from jaxqn.drivers.profile import ENDS, Intervals, profile_intervals
 from jaxqn.drivers.result import MinimizeResult
+from jaxqn.drivers.root import fixed_point, root
+from jaxqn.drivers.root_batch import root_batch
+from jaxqn.drivers.root_result import RootResult
 from jaxqn.drivers.uncertainty import covariance
 
 __all__ = [
@@ -19,13 +22,17 @@ __all__ = [
     "LeastSquaresResult",
     "MinimizeResult",
     "MultiStartResult",
+    "RootResult",
     "Transformed",
     "covariance",
     "curve_fit",
+    "fixed_point",
     "least_squares",
     "minimize",
     "minimize_batch",
     "minimize_stream",
     "multi_start",
     "profile_intervals",
+    "root",
+    "root_batch",
 ]

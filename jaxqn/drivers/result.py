@@ -42,11 +42,11 @@ def status_shown(status: Any) -> Any:
     return shown(status)
 
 
-def message_of(status: Array) -> str:
+def message_of(status: Array, messages: Any = MESSAGES) -> str:
     """A single, concrete status in words."""
     if np.ndim(status):
         raise ValueError("message is for one problem; a batch has statuses: see result.status")
-    return MESSAGES[status]
+    return messages[status]
 
 
 NO_INVERSE = "the method 'residual' keeps no inverse Hessian: its matrices are those of residuals"

@@ -4,6 +4,12 @@ Other folders may import the names below, and the modules ``rules`` and ``update
 """
 
 from jaxqn.formulas import rules, updates
+from jaxqn.formulas.broyden import (
+    JacobianCorrection,
+    broyden_bad_update,
+    broyden_good_update,
+    jacobian_correction,
+)
 from jaxqn.formulas.covariance import (
     InverseCurvature,
     gram_inverse,
@@ -65,6 +71,7 @@ __all__ = [
     "LOSSES",
     "Correction",
     "InverseCurvature",
+    "JacobianCorrection",
     "Loss",
     "Pair",
     "ProfilePoint",
@@ -74,6 +81,8 @@ __all__ = [
     "TrustRegionStep",
     "bfgs_rule",
     "bfgs_update",
+    "broyden_bad_update",
+    "broyden_good_update",
     "broyden_rule",
     "broyden_update",
     "check_choices",
@@ -87,6 +96,7 @@ __all__ = [
     "hessian_inverse",
     "in_range",
     "inverse_gram",
+    "jacobian_correction",
     "kronecker_direction",
     "normal_quantile",
     "osbfgs_rule",

@@ -1,6 +1,14 @@
 """The one loop: what a run carries, a trip through it, and when it ends."""
 
 from jaxqn.loop.box import Box, active, bent, inside
+from jaxqn.loop.equations import (
+    ROOT_DEFAULTS,
+    RootOptions,
+    RootProblem,
+    options_of_the_loop,
+    root_problem,
+    root_tolerances,
+)
 from jaxqn.loop.history import History, merged, no_history, watched
 from jaxqn.loop.implicit import constant, transformed
 from jaxqn.loop.minimum import Minimum, differentiable, memory_of
@@ -18,7 +26,7 @@ from jaxqn.loop.problem import (
 from jaxqn.loop.protocol import Method
 from jaxqn.loop.residuals import SumOfSquares, sum_of_squares
 from jaxqn.loop.state import LoopState, Point, Scales, Tally
-from jaxqn.loop.status import MESSAGES, Status, succeeded
+from jaxqn.loop.status import MESSAGES, Messages, Status, succeeded
 from jaxqn.loop.termination import Tolerances
 from jaxqn.loop.trip import lowest_point, run, run_watched, trip
 from jaxqn.loop.units import from_scaled, gradient_from_scaled, gradient_to_scaled
@@ -26,15 +34,19 @@ from jaxqn.loop.units import from_scaled, gradient_from_scaled, gradient_to_scal
 __all__ = [
     "DEFAULTS",
     "MESSAGES",
+    "ROOT_DEFAULTS",
     "Box",
     "History",
     "LoopState",
+    "Messages",
     "Method",
     "MinimizeOptions",
     "Minimum",
     "Path",
     "Point",
     "Problem",
+    "RootOptions",
+    "RootProblem",
     "Scales",
     "Status",
     "SumOfSquares",
@@ -56,7 +68,10 @@ __all__ = [
     "memory_of",
     "merged",
     "no_history",
+    "options_of_the_loop",
     "problem_of",
+    "root_problem",
+    "root_tolerances",
     "run",
     "run_watched",
     "straight",

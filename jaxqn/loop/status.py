@@ -5,7 +5,7 @@ from typing import Any
 
 from jaxqn._typing import Array
 
-__all__ = ["MESSAGES", "Status", "succeeded"]
+__all__ = ["MESSAGES", "Messages", "Status", "succeeded"]
 
 
 class Status(enum.IntEnum):

@@ -3,6 +3,12 @@
 from jaxqn.quasi_newton.damping import damped
 from jaxqn.quasi_newton.dense import dense
 from jaxqn.quasi_newton.dense_state import DenseState, inverse_hessian
+from jaxqn.quasi_newton.inverse_jacobian import (
+    InverseJacobian,
+    JacobianState,
+    broyden_jacobian,
+    newton_jacobian,
+)
 from jaxqn.quasi_newton.lbfgs import lbfgs_memory
 from jaxqn.quasi_newton.lsr1 import lsr1_memory
 from jaxqn.quasi_newton.memory_state import MemoryState
@@ -23,6 +29,8 @@ from jaxqn.quasi_newton.protocol import (
     check_method,
     check_quasi_newton,
 )
+from jaxqn.quasi_newton.root_methods import ROOT_METHODS, root_method
+from jaxqn.quasi_newton.secant_memory import SecantState, newton_krylov, secant_memory
 from jaxqn.quasi_newton.stored_pairs import inverse_hessian_product, stored_pairs
 from jaxqn.quasi_newton.structured import (
     StructuredState,
@@ -34,17 +42,22 @@ from jaxqn.quasi_newton.structured import (
 
 __all__ = [
     "METHODS",
+    "ROOT_METHODS",
     "DenseState",
     "Face",
+    "InverseJacobian",
+    "JacobianState",
     "MemoryState",
     "Model",
     "Normal",
     "QuasiNewton",
+    "SecantState",
     "StructuredState",
     "Trial",
     "Wide",
     "absorb_noisy_pair",
     "bounded_direction",
+    "broyden_jacobian",
     "check_method",
     "check_quasi_newton",
     "corrected_newton",
@@ -57,8 +70,12 @@ __all__ = [
     "lsr1_memory",
     "method_by_name",
     "model_matrix",
+    "newton_jacobian",
+    "newton_krylov",
     "residual_space",
+    "root_method",
     "same_batch_pair",
+    "secant_memory",
     "spectrum_of",
     "stored_pairs",
     "structured",

@@ -11,6 +11,7 @@ Workloads, each printing jaxqn and every installed peer side by side:
   batch       independent small fits per second
   compile     trace + compile of a solve over that of its objective
   pinn        a physics-informed network for the 3-D Poisson equation
+  roots       square systems of equations, and a fixed point of dimension 1e4
   residuals   least squares: NIST, CUTEst, bounds, losses, batches, a network
   derivatives derivatives of solutions: accuracy, time and memory
   errors      covariances, the check of nonlinearity, profile intervals
@@ -51,6 +52,7 @@ WORKLOADS = (
     "batch",
     "compile",
     "pinn",
+    "roots",
     "residuals",
     "derivatives",
     "errors",

@@ -1,0 +1,105 @@
+"""Many systems of equations at once: ``root_batch``."""
+
+from collections.abc import Callable
+from typing import Any, Unpack
+
+import jax
+import jax.flatten_util
+
+from jaxqn._typing import ArrayTree
+from jaxqn.checks import check_x0
+from jaxqn.drivers.batch_solve import solve_batch
+from jaxqn.drivers.in_axes import split
+from jaxqn.drivers.root_result import RootResult, like_returned
+from jaxqn.loop import (
+    ROOT_DEFAULTS,
+    RootOptions,
+    RootProblem,
+    options_of_the_loop,
+    root_problem,
+    root_tolerances,
+)
+
+__all__ = ["root_batch"]
+
+
+def root_batch(
+    fun: Callable[..., Any],
+    x0: ArrayTree,
+    args: tuple[Any, ...] = (),
+    *,
+    in_axes: Any = 0,
+    lanes: int | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+    **options: Unpack[RootOptions],
+) -> RootResult:
+    """Solve the same equations for many starting points or data sets.
+
+    The problems share lanes, see :func:`jaxqn.minimize_batch`. Every one has the result, status and
+    counters that :func:`jaxqn.root` gives it alone, up to rounding.
+
+    Args:
+      fun: equations ``fun(x, *args)`` of one problem; see :func:`jaxqn.root`.
+      x0: first points, a pytree of real floating arrays of one dtype.
+      args: further arguments of ``fun``.
+      in_axes: which axis of ``(x0, *args)`` runs over problems; see :func:`jaxqn.minimize_batch`.
+      lanes: problems under way at once; see there.
+      mesh: devices to share the problems; see there.
+      **options: those of :func:`jaxqn.root` from ``method`` to ``memory``, the same for all.
+
+    Returns:
+      A :class:`jaxqn.RootResult` with a leading axis of problems.
+
+    Raises:
+      TypeError: see :func:`jaxqn.root`.
+      ValueError: see there; and no axis of problems, or axes of different sizes.
+
+    Cost: a Jacobian that one lane needs is evaluated in all of them.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> def kepler(E, M, e):
+      ...     return E - e * jnp.sin(E) - M
+      >>> M = jnp.linspace(0.1, 3.0, 5)
+      >>> result = root_batch(kepler, M, (M, 0.3), in_axes=(0, 0, None))
+      >>> bool(result.success.all()), round(float(result.x[0]), 3)
+      (True, 0.143)
+    """
+    unknown = sorted(options.keys() - ROOT_DEFAULTS.keys())
+    if unknown:
+        raise TypeError(
+            f"root_batch has no option {unknown[0]!r}; beside its own arguments it takes those of "
+            f"root: {', '.join(sorted(ROOT_DEFAULTS))}"
+        )
+    settings: RootOptions = {**ROOT_DEFAULTS, **options}
+    problem = root_problem(fun, args, settings)
+    x0, dtype, _ = check_x0(x0)
+    tol = settings["tol"]
+    root_tolerances(dtype, 1, settings)
+    numbers: Any = {**settings, **options_of_the_loop(settings, tol)}
+    arguments = (x0, *args)
+    found = solve_batch(problem, numbers, arguments, in_axes=in_axes, lanes=lanes, mesh=mesh)
+    return RootResult(
+        x=found.x,
+        fun=_values(problem, found.jac, arguments, in_axes),
+        status=found.status,
+        nit=found.nit,
+        nfev=found.nfev,
+        njev=found.state.njev,
+        state=found.state,
+        aux=found.aux,
+    )
+
+
+def _values(problem: RootProblem, F: ArrayTree, arguments: Any, in_axes: Any) -> ArrayTree:
+    """F of every problem as the equations return it, from arrays like x."""
+    if not problem.inverse.dense:
+        return F
+    mapped, shared, layout = split(in_axes, arguments)
+
+    def one() -> Any:
+        x, *args = layout.join([leaf[0] for leaf in mapped], shared)
+        return problem.values_at(x, args)[0]
+
+    flat = jax.vmap(lambda F: jax.flatten_util.ravel_pytree(F)[0])(F)
+    return like_returned(flat, jax.eval_shape(one))
