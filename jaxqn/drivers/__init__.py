@@ -2,13 +2,14 @@
 
 from jaxqn.drivers.covariance_result import REASONS, Covariance, Transformed
 from jaxqn.drivers.curve_fit import curve_fit
+from jaxqn.drivers.fixed_point import fixed_point
 from jaxqn.drivers.least_squares import LeastSquaresResult, least_squares
 from jaxqn.drivers.minimize import minimize
 from jaxqn.drivers.minimize_batch import BatchState, MultiStartResult, minimize_batch, multi_start
 from jaxqn.drivers.minimize_stream import minimize_stream
 from jaxqn.drivers.profile import ENDS, Intervals, profile_intervals
 from jaxqn.drivers.result import MinimizeResult
-from jaxqn.drivers.root import fixed_point, root
+from jaxqn.drivers.root import root
 from jaxqn.drivers.root_batch import root_batch
 from jaxqn.drivers.root_result import RootResult
 from jaxqn.drivers.uncertainty import covariance

@@ -1,6 +1,5 @@
-"""The front doors for equations: ``root(fun, x0, args)`` and ``fixed_point(fun, x0, args)``."""
+"""The front door for equations: ``root(fun, x0, args)``."""
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, cast
@@ -9,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxqn._typing import Array, ArrayTree
-from jaxqn.checks import check_callback, check_hashable, check_x0
+from jaxqn.checks import check_callback, check_x0
 from jaxqn.drivers.progress import observed
 from jaxqn.drivers.resume import check_state
 from jaxqn.drivers.root_result import RootResult, like_returned
@@ -19,14 +18,16 @@ from jaxqn.loop import (
     RootProblem,
     Tally,
     Tolerances,
+    constant,
     lowest_point,
+    root_as_function,
     root_problem,
     root_tolerances,
     run,
     straight,
 )
 
-__all__ = ["FixedPoint", "fixed_point", "root"]
+__all__ = ["root", "solve"]
 
 
 def root(
@@ -43,6 +44,7 @@ def root(
     has_aux: bool = False,
     x_scale: Any = None,
     memory: int = 10,
+    implicit: bool | str = True,
     state: LoopState | None = None,
     callback: Callable[[RootResult], Any] | None = None,
     progress: bool = False,
@@ -79,6 +81,10 @@ def root(
       x_scale: sizes of the unknowns, like ``x0`` or one number. The dense methods measure by the
         columns of the Jacobian and need none; limited memory does.
       memory: pairs of limited memory.
+      implicit: of which results there are derivatives, by ``args`` and all that ``fun`` closes
+        over, in either mode and to any order: of those with ``success``; any other has NaN. With
+        "model" they are those of the equations where the run ended, with False there are none. Up
+        to 256 unknowns the Jacobian is formed; for more, GMRES solves with products.
       state: ``result.state`` of an earlier call, to continue exactly where it stopped.
       callback: called after every step with the result so far; a true return value stops the run.
         Eager calls only.
@@ -94,7 +100,6 @@ def root(
         the wrong type.
       ValueError: an unknown method, F with another number of entries than x, a negative tolerance,
         a ``jac0`` of the wrong shape or for a method that takes none.
-      NotImplementedError: it is being differentiated.
 
     Cost: one evaluation of F per trip. Dense: O(n²) per trip, 2 n² numbers, and O(n³) per Jacobian.
     Limited memory: 2 ``memory`` n numbers, read a few times per trip.
@@ -121,98 +126,12 @@ def root(
         has_aux=has_aux,
         x_scale=x_scale,
         memory=memory,
+        implicit=implicit,
     )
     problem = root_problem(fun, args, options)
+    if state is not None and jac0 is not None:
+        raise ValueError("jac0 is for a new run, but this one continues a state")
     return solve(problem, x0, args, options, state, callback, progress)
-
-
-def fixed_point(
-    fun: Callable[..., Any],
-    x0: ArrayTree,
-    args: tuple[Any, ...] = (),
-    *,
-    method: str = "anderson",
-    memory: int = 5,
-    tol: Any = None,
-    xtol: Any = 0.0,
-    maxiter: Any = None,
-    maxfun: Any = None,
-    has_aux: bool = False,
-    state: LoopState | None = None,
-    callback: Callable[[RootResult], Any] | None = None,
-    progress: bool = False,
-) -> RootResult:
-    """Solve x = g(x), accelerated by the newest pairs.
-
-    The equation is F(x) = g(x) − x = 0, and H = −I without pairs, which is the plain iteration
-    x₊ = g(x). Anderson's method is the bad Broyden method with all pairs of its memory at once: of
-    all H with the least change from −I it takes the one that meets H Y = S by least squares, and
-    "lbroyden-bad" the one that meets the newest pair exactly. Unlike both, a run here tests ‖F‖
-    before it takes a step, and is sound far from a fixed point.
-
-    Args:
-      fun: ``fun(x, *args) -> g(x)``, like x, or ``(g(x), aux)`` with ``has_aux``.
-      x0: see :func:`root`.
-      args: see :func:`root`.
-      method: "anderson", "lbroyden-bad" or "lbroyden"; or any other of :func:`root`.
-      memory: pairs to keep.
-      tol: see :func:`root`, for F = g(x) − x.
-      xtol: see :func:`root`.
-      maxiter: see :func:`root`.
-      maxfun: see :func:`root`.
-      has_aux: see :func:`root`.
-      state: see :func:`root`.
-      callback: see :func:`root`.
-      progress: see :func:`root`.
-
-    Returns:
-      A :class:`RootResult`; its ``fun`` is g(x) − x.
-
-    Raises:
-      TypeError: see :func:`root`, also for ValueError.
-
-    Cost: one evaluation of g per trip; memory for 2 ``memory`` vectors.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> result = fixed_point(jnp.cos, jnp.ones(3))
-      >>> bool(result.success), round(float(result.x[0]), 4)
-      (True, 0.7391)
-
-    References:
-      Anderson, J. ACM 12 (1965); Fang & Saad, Numer. Linear Algebra Appl. 16 (2009), for its place
-      in the family of the bad Broyden method; Walker & Ni, SIAM J. Numer. Anal. 49 (2011).
-    """
-    check_hashable(fun)
-    limited = method in ("anderson", "lbroyden", "lbroyden-bad")
-    options = RootOptions(
-        method=method,
-        jac0=-1.0 if limited else None,
-        tol=tol,
-        xtol=xtol,
-        maxiter=maxiter,
-        maxfun=maxfun,
-        has_aux=has_aux,
-        x_scale=None,
-        memory=memory,
-    )
-    problem = root_problem(FixedPoint(fun, has_aux), args, options)
-    return solve(problem, x0, args, options, state, callback, progress)
-
-
-@dataclasses.dataclass(frozen=True)
-class FixedPoint:
-    """The equations g(x) − x = 0 of a function g."""
-
-    g: Callable[..., Any]
-    has_aux: bool
-
-    def __call__(self, x: ArrayTree, *args: Any) -> Any:
-        """F, or ``(F, aux)``."""
-        out = self.g(x, *args)
-        image, aux = out if self.has_aux else (out, None)
-        F = jax.tree.map(jnp.subtract, image, x)
-        return (F, aux) if self.has_aux else F
 
 
 def solve(
@@ -229,17 +148,19 @@ def solve(
     x0, dtype, n = check_x0(x0)
     tol = root_tolerances(dtype, n, options)
     J0, x_scale = problem.starts(options, x0)
+    data = args
+    x0, tol, J0, x_scale, state, args = constant((x0, tol, J0, x_scale, state, args))
     begin = functools.partial(_start, problem=problem)
     if state is None:
         state = begin(x0, args, J0, x_scale)
-    elif options["jac0"] is not None and not isinstance(problem.equations, FixedPoint):
-        raise ValueError("jac0 is for a new run, but this one continues a state")
     else:
         check_state(state, jax.eval_shape(begin, x0, args, J0, x_scale))
     go = functools.partial(_run, args=args, problem=problem)
     if callback is None and not progress:
-        return go(x0, state, tol)
-    return observed(go, x0, state, tol, callback, 1, progress, _numbers)
+        result = go(x0, state, tol)
+    else:
+        result = observed(go, x0, state, tol, callback, 1, progress, _numbers)
+    return _differentiable(result, data, problem=problem) if problem.has_derivatives else result
 
 
 def _numbers(result: RootResult) -> str:
@@ -272,6 +193,18 @@ def _run(
         state=state,
         aux=best.aux,
     )
+
+
+@functools.partial(jax.jit, static_argnames=("problem",))
+def _differentiable(result: RootResult, args: Any, *, problem: RootProblem) -> RootResult:
+    """The result as a function of the data of the equations."""
+    x, F, aux = root_as_function(problem, *result_parts(result), args)
+    return result._replace(x=x, fun=F, aux=aux)
+
+
+def result_parts(result: RootResult) -> tuple[ArrayTree, ArrayTree, Any, Array]:
+    """What of a result has derivatives, and its status."""
+    return result.x, result.fun, result.aux, result.status
 
 
 def values(problem: RootProblem, F: ArrayTree, x0: ArrayTree, args: Any) -> ArrayTree:

@@ -1,5 +1,6 @@
 """Many systems of equations at once: ``root_batch``."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, Unpack
 
@@ -7,15 +8,16 @@ import jax
 import jax.flatten_util
 
 from jaxqn._typing import ArrayTree
-from jaxqn.checks import check_x0
+from jaxqn.checks import check_keywords, check_x0
 from jaxqn.drivers.batch_solve import solve_batch
-from jaxqn.drivers.in_axes import split
+from jaxqn.drivers.in_axes import Layout, split
 from jaxqn.drivers.root_result import RootResult, like_returned
 from jaxqn.loop import (
     ROOT_DEFAULTS,
     RootOptions,
     RootProblem,
     options_of_the_loop,
+    root_as_function,
     root_problem,
     root_tolerances,
 )
@@ -45,7 +47,7 @@ def root_batch(
       in_axes: which axis of ``(x0, *args)`` runs over problems; see :func:`jaxqn.minimize_batch`.
       lanes: problems under way at once; see there.
       mesh: devices to share the problems; see there.
-      **options: those of :func:`jaxqn.root` from ``method`` to ``memory``, the same for all.
+      **options: those of :func:`jaxqn.root` from ``method`` to ``implicit``, the same for all.
 
     Returns:
       A :class:`jaxqn.RootResult` with a leading axis of problems.
@@ -65,12 +67,7 @@ def root_batch(
       >>> bool(result.success.all()), round(float(result.x[0]), 3)
       (True, 0.143)
     """
-    unknown = sorted(options.keys() - ROOT_DEFAULTS.keys())
-    if unknown:
-        raise TypeError(
-            f"root_batch has no option {unknown[0]!r}; beside its own arguments it takes those of "
-            f"root: {', '.join(sorted(ROOT_DEFAULTS))}"
-        )
+    check_keywords("root_batch", options, ROOT_DEFAULTS)
     settings: RootOptions = {**ROOT_DEFAULTS, **options}
     problem = root_problem(fun, args, settings)
     x0, dtype, _ = check_x0(x0)
@@ -78,8 +75,9 @@ def root_batch(
     root_tolerances(dtype, 1, settings)
     numbers: Any = {**settings, **options_of_the_loop(settings, tol)}
     arguments = (x0, *args)
-    found = solve_batch(problem, numbers, arguments, in_axes=in_axes, lanes=lanes, mesh=mesh)
-    return RootResult(
+    alone = problem._replace(implicit=False)
+    found = solve_batch(alone, numbers, arguments, in_axes=in_axes, lanes=lanes, mesh=mesh)
+    result = RootResult(
         x=found.x,
         fun=_values(problem, found.jac, arguments, in_axes),
         status=found.status,
@@ -89,6 +87,30 @@ def root_batch(
         state=found.state,
         aux=found.aux,
     )
+    if not problem.has_derivatives:
+        return result
+    mapped, shared, layout = split(in_axes, arguments)
+    return _differentiable(result, mapped, shared, problem=problem, layout=layout)
+
+
+@functools.partial(jax.jit, static_argnames=("problem", "layout"))
+def _differentiable(
+    result: RootResult,
+    mapped: list[Any],
+    shared: list[Any],
+    *,
+    problem: RootProblem,
+    layout: Layout,
+) -> RootResult:
+    """Every result as a function of its own data and of those that all share."""
+
+    def one(parts: Any, mapped: list[Any]) -> Any:
+        _, *args = layout.join(mapped, shared)
+        x, F, aux, status = parts
+        return root_as_function(problem, x, F, aux, status, tuple(args))
+
+    x, F, aux = jax.vmap(one)((result.x, result.fun, result.aux, result.status), mapped)
+    return result._replace(x=x, fun=F, aux=aux)
 
 
 def _values(problem: RootProblem, F: ArrayTree, arguments: Any, in_axes: Any) -> ArrayTree:

@@ -6,6 +6,7 @@ from jaxqn.loop.equations import (
     RootOptions,
     RootProblem,
     options_of_the_loop,
+    root_as_function,
     root_problem,
     root_tolerances,
 )
@@ -70,6 +71,7 @@ __all__ = [
     "no_history",
     "options_of_the_loop",
     "problem_of",
+    "root_as_function",
     "root_problem",
     "root_tolerances",
     "run",

@@ -19,6 +19,7 @@ from jaxqn.checks import (
     check_aux,
     check_equations,
     check_hashable,
+    check_implicit,
     check_jacobian,
     check_x_scale,
     nonnegative,
@@ -27,12 +28,13 @@ from jaxqn.checks import (
 from jaxqn.linalg import packing, power_of_two, unpacked, vectors
 from jaxqn.loop.derivative_free import derivative_free
 from jaxqn.loop.hybrid import hybrid
-from jaxqn.loop.implicit import refused
+from jaxqn.loop.implicit import Equations, constant, follow, of_data, solution, transformed
 from jaxqn.loop.path import Path, straight
 from jaxqn.loop.problem import MinimizeOptions, tolerances
 from jaxqn.loop.protocol import Method
 from jaxqn.loop.residuals import both_ways
 from jaxqn.loop.state import LoopState, Point
+from jaxqn.loop.status import succeeded
 from jaxqn.loop.termination import Tolerances
 from jaxqn.loop.trip import Evaluate, Second, start
 from jaxqn.loop.units import from_scaled, to_scaled
@@ -43,6 +45,7 @@ __all__ = [
     "RootOptions",
     "RootProblem",
     "options_of_the_loop",
+    "root_as_function",
     "root_problem",
     "root_tolerances",
 ]
@@ -60,6 +63,7 @@ class RootOptions(TypedDict, total=False):
     has_aux: bool
     x_scale: Any
     memory: int
+    implicit: Any
 
 
 ROOT_DEFAULTS: RootOptions = {
@@ -72,6 +76,7 @@ ROOT_DEFAULTS: RootOptions = {
     "has_aux": False,
     "x_scale": None,
     "memory": 10,
+    "implicit": True,
 }
 """What each option is unless the caller gives it."""
 
@@ -83,12 +88,14 @@ class RootProblem(NamedTuple):
       equations: ``(x, *args) -> F``, or ``(F, aux)``.
       method: the inverse Jacobian, and how its steps are made safe.
       has_aux: whether the equations return auxiliary data.
+      implicit: see :class:`jaxqn.loop.Problem`.
       bounded: whether there are bounds: never.
     """
 
     equations: Any
     method: Method
     has_aux: bool
+    implicit: bool | str | None = True
     bounded: bool = False
 
     @property
@@ -98,8 +105,8 @@ class RootProblem(NamedTuple):
 
     @property
     def has_derivatives(self) -> bool:
-        """Whether the solution has derivatives: not yet."""
-        return False
+        """Whether somebody may ask for a derivative of the root."""
+        return bool(self.implicit) and transformed()
 
     def vector(self, x: ArrayTree) -> tuple[ArrayTree, Callable[[ArrayTree], ArrayTree]]:
         """``x`` as the method wants it, flat or in large pieces, and the way back."""
@@ -168,7 +175,7 @@ class RootProblem(NamedTuple):
         def evaluate(z: ArrayTree, point: Point, g_scale: Array, may_accept: Any) -> Point:
             del point, g_scale, may_accept
             F, aux = fun(z)
-            return refused(Point(z, 0.5 * vectors.vdot(F, F), F, aux))
+            return jax.lax.stop_gradient(Point(z, 0.5 * vectors.vdot(F, F), F, aux))
 
         def jacobian(z: Array) -> Array:
             return _jacobian(lambda z: fun(z)[0], z)
@@ -198,7 +205,27 @@ def root_problem(fun: Any, args: Any, options: RootOptions) -> RootProblem:
     check_hashable(fun)
     safe = hybrid if inverse.dense else derivative_free
     globalization = safe(evaluates_first=options["jac0"] is None)
-    return RootProblem(fun, Method(cast(Any, inverse), globalization), options["has_aux"])
+    implicit = check_implicit(options["implicit"])
+    return RootProblem(fun, Method(cast(Any, inverse), globalization), options["has_aux"], implicit)
+
+
+def root_as_function(
+    problem: RootProblem, x: ArrayTree, F: ArrayTree, aux: Any, status: Array, args: Any
+) -> tuple[ArrayTree, ArrayTree, Any]:
+    """A root, F there and auxiliary data as functions of ``args`` and all that F closes over."""
+    x, F, aux, status = constant((x, F, aux, status))
+    fun, data = of_data(lambda x, *args: problem.values_at(x, args), x, args)
+    ok = succeeded(status) | (problem.implicit == "model")
+    trust = jnp.where(ok, 1.0, jnp.nan).astype(vectors.tree_dtype(x))
+
+    def equations(x: ArrayTree, data: Any) -> ArrayTree:
+        values = fun(x, data)[0]
+        if not problem.inverse.dense:
+            return values
+        return jax.flatten_util.ravel_pytree(x)[1](jax.flatten_util.ravel_pytree(values)[0])
+
+    x = solution(Equations(equations, symmetric=False), x, data, None, None, trust)
+    return x, *follow(fun, (F, aux), x, data)
 
 
 def root_tolerances(dtype: np.dtype, n: int, options: RootOptions) -> Tolerances:

@@ -284,7 +284,7 @@ def test_errors_of_equations():
         root(lambda x: (x[0], x[1]), jnp.zeros(2), method="lbroyden")
     with pytest.raises(TypeError, match="real floating"):
         root(lambda x: x > 0, jnp.zeros(2))
-    with pytest.raises(TypeError, match="root_batch has no option 'gtol'"):
+    with pytest.raises(TypeError, match="root_batch has no argument 'gtol'"):
         root_batch(lambda x: x, jnp.zeros((3, 2)), gtol=1e-3)
 
 
@@ -294,14 +294,55 @@ def test_a_result_says_what_it_is():
     assert "within tol" in result.message
 
 
-def test_derivatives_are_refused_and_left_to_a_custom_root():
-    """Of the closed form: x = √t."""
+def circle(x, radius, slope):
+    return {"circle": x["u"] ** 2 + x["v"] ** 2 - radius**2, "line": x["v"] - slope * x["u"]}
 
-    def solution(t):
-        solve = lambda f, x: root(f, x).x  # noqa: E731
-        linear = lambda g, y: y / g(jnp.ones_like(y))  # noqa: E731
-        return jax.lax.custom_root(lambda x: x**2 - t, jnp.ones(()), solve, linear)
 
-    np.testing.assert_allclose(jax.grad(solution)(2.0), 0.5 / 2**0.5, rtol=1e-10)
-    with pytest.raises(NotImplementedError, match="derivative"):
-        jax.grad(lambda t: root(lambda x, t: x**2 - t, jnp.ones(()), (t,)).x)(2.0)
+def on_the_circle(radius, slope):
+    u = radius / jnp.sqrt(1 + slope**2)
+    return {"u": u, "v": slope * u}
+
+
+CORNER = {"u": jnp.array(1.0), "v": jnp.array(0.5)}
+
+
+@pytest.mark.parametrize("mode", [jax.jacfwd, jax.jacrev], ids=["jvp", "vjp"])
+def test_derivatives(mode):
+    """Against the closed form, also of second order, of the batch, and by what F closes over."""
+
+    def alone(radius, slope):
+        return root(circle, CORNER, (radius, slope)).x
+
+    def closed_over(radius, slope):
+        return root(lambda x: circle(x, radius, slope), CORNER, method="newton").x
+
+    def in_lanes(radius, slope):
+        found = root_batch(circle, CORNER, (radius[None], slope), in_axes=(None, 0, None))
+        return jax.tree.map(lambda leaf: leaf[0], found.x)
+
+    at = (jnp.array(2.0), jnp.array(0.7))
+    for solve in (alone, closed_over, in_lanes):
+        found, exact = mode(solve, (0, 1))(*at), mode(on_the_circle, (0, 1))(*at)
+        for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(exact), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-10)
+    second = mode(jax.grad(lambda r, s: alone(r, s)["u"], 1), 1)(*at)
+    expected = mode(jax.grad(lambda r, s: on_the_circle(r, s)["u"], 1), 1)(*at)
+    np.testing.assert_allclose(second, expected, rtol=1e-9)
+
+
+def test_derivatives_by_gmres():
+    """Of a fixed point of 300 unknowns with limited memory: x = (I − A)⁻¹ b."""
+    n = 300
+    A = 0.5 * np.eye(n, k=1) - 0.3 * np.eye(n, k=-1)
+    seed, b = np.cos(np.arange(n)), jnp.ones(n)
+    solve = lambda b: fixed_point(lambda x, b: jnp.asarray(A) @ x + b, jnp.zeros(n), (b,)).x  # noqa: E731
+    _, pull_back = jax.vjp(solve, b)
+    exact = np.linalg.solve((np.eye(n) - A).T, seed)
+    np.testing.assert_allclose(pull_back(jnp.asarray(seed))[0], exact, rtol=1e-8, atol=1e-9)
+
+
+def test_no_root_has_no_derivative():
+    """NaN where there is no solution, 0 where the result counts as a constant."""
+    solve = lambda t, **option: root(lambda x, t: x**2 + t, 1.0, (t,), **option).x  # noqa: E731
+    assert np.isnan(jax.grad(solve)(1.0))
+    assert jax.grad(lambda t: solve(t, implicit=False))(-2.0) == 0
