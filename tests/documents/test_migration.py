@@ -1,4 +1,4 @@
-"""The README's table "Coming from elsewhere", row by row: the call there, and the call here.
+"""The table "Coming from elsewhere" of the guide, row by row: the call there, and the call here.
 
 Each test runs both and compares minima, or what fields and options of the same meaning hold. What
 the two columns of a row share is the problem: Rosenbrock's valley, whose minimiser is (a, a²).
@@ -20,7 +20,7 @@ import jaxqn
 from jaxqn import Status
 from jaxqn.drivers import least_squares, minimize
 
-README = Path(__file__).parents[2] / "README.md"
+GUIDE = Path(__file__).parents[2] / "notebooks" / "other_libraries.md"
 ROWS = {}
 
 X0 = jnp.array([-1.2, 1.0])
@@ -786,8 +786,8 @@ def test_best_so_far(optimistix):
 
 
 def table(heading):
-    """The rows of the table under a heading of the README, as lists of cells."""
-    section = README.read_text("utf-8").split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    """The rows of the table under a heading of the guide, as lists of cells."""
+    section = GUIDE.read_text("utf-8").split(f"\n## {heading}\n")[1].split("\n## ")[0]
     lines = [line for line in section.splitlines() if line.startswith("| ")]
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[1:]]
 

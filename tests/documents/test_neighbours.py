@@ -2,7 +2,7 @@
 
 One network, one start and one set of data: whoever holds the parameters, the steps must be those
 of a plain loop over a dict. A library that is not installed is skipped by name. Each row of the
-README's table "Neighbours" has a test here that says which row it is.
+guide's table "Neighbours" has a test here that says which row it is.
 """
 
 import functools

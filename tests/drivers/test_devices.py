@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jaxqn
 
-README = Path(__file__).parents[2] / "README.md"
+GUIDE = Path(__file__).parents[2] / "notebooks" / "large_models.md"
 ROTATION = jnp.asarray(np.linalg.qr(np.random.default_rng(0).normal(size=(8, 8)))[0])
 
 
@@ -121,10 +121,10 @@ def test_parameters_of_any_shape(shape):
 
 
 def test_two_processes(tmp_path):
-    """The README's program in two processes on this machine, against one process alone."""
+    """The guide's program in two processes on this machine, against one process alone."""
     program = tmp_path / "fit.py"
     marked = r"<!-- program: fit.py -->\n```py\n(.*?)^```"
-    program.write_text(re.search(marked, README.read_text("utf-8"), re.DOTALL | re.MULTILINE)[1])
+    program.write_text(re.search(marked, GUIDE.read_text("utf-8"), re.DOTALL | re.MULTILINE)[1])
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
