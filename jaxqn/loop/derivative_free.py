@@ -234,7 +234,7 @@ def _prospects(
         return ~jnp.any(jnp.stack(over))
 
     root = known & within(max(1e-12, 8 * digit))
-    root |= new.f <= 1e-32 * run.now.f_first
+    root |= new.f == 0
     nearly = within(digit**0.5) & (line.d_size <= digit**0.5 * line.x_size)
     short = line.alpha * line.d_size <= 4 * digit * line.x_size
     stationary = line.cosine <= digit**0.5

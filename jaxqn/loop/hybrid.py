@@ -269,11 +269,14 @@ def _prospects(
     """Whether the point is a root to rounding, or the run is stuck elsewhere."""
     new, digit = outcome.point, eps(D.dtype)
     F = jnp.abs(new.g)
-    # After a long step a J made of pairs may be far from the Jacobian at the point.
+    within = max(1e-12, 8 * digit)
+    # A J made of pairs may be far from the Jacobian at the point. After a short step the last pair
+    # says how F varies there.
     last = Region(*state.search.scalars).length
-    known = (region.exact > 0) | (outcome.judged.moved & (last <= SHORT * x_size))
-    root = known & jnp.all(max(1e-12, 8 * digit) * rows >= F)
-    root |= new.f <= 1e-32 * run.now.f_first
+    varies = _norm(outcome.trial.g - state.point.g) * x_size
+    known = (last <= SHORT * x_size) & (_norm(new.g) * last <= 10 * within * varies)
+    known = (region.exact > 0) | (outcome.judged.moved & known) | (new.f == 0)
+    root = known & jnp.all(within * rows >= F)
     nearly = jnp.all(digit**0.5 * rows >= F) & (full <= digit**0.5 * x_size)
     size = jnp.where(columns > 0, columns, 1) * jnp.sqrt(2 * new.f)
     stationary = jnp.all(jnp.abs(g) <= digit**0.5 * size)
