@@ -49,6 +49,7 @@ from jaxqn.quasi_newton import (
     lbfgs_memory,
     lsr1_memory,
     same_batch_pair,
+    sr1_trust_region,
     stored_pairs,
     structured,
 )
@@ -150,6 +151,7 @@ __all__ = [
     "spectral_correction",
     "spectral_inverse",
     "sr1",
+    "sr1_trust_region",
     "sr1_update",
     "ssbfgs",
     "ssbfgs_update",

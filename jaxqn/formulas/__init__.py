@@ -37,6 +37,7 @@ from jaxqn.formulas.spectral import (
     spectral_inverse,
 )
 from jaxqn.formulas.structured import structured_update
+from jaxqn.formulas.spectral_step import SpectralStep, spectral_step
 from jaxqn.formulas.subproblem import TrustRegionStep, hebden, trust_region_step
 from jaxqn.formulas.updates import (
     bfgs_update,
@@ -56,6 +57,7 @@ __all__ = [
     "Rule",
     "Side",
     "SpectralCorrection",
+    "SpectralStep",
     "TrustRegionStep",
     "bfgs_rule",
     "bfgs_update",
@@ -85,6 +87,7 @@ __all__ = [
     "side_by_rank_one",
     "spectral_correction",
     "spectral_inverse",
+    "spectral_step",
     "sr1_rule",
     "sr1_update",
     "ssbfgs_rule",

@@ -37,6 +37,7 @@ from jaxqn.loop.residuals import SumOfSquares, curvature_along, linearised, noth
 from jaxqn.loop.state import LoopState, Point
 from jaxqn.loop.termination import Tolerances, noise_rtol
 from jaxqn.loop.trip import Evaluate, Second, start
+from jaxqn.loop.trust_region import trust_region
 from jaxqn.loop.units import (
     MAX_AUTOMATIC,
     automatic,
@@ -259,7 +260,8 @@ def problem_of(fun: Any, args: Any, options: MinimizeOptions) -> Problem:
     if squares:
         fun = dataclasses.replace(fun, has_aux=(has_aux := has_aux or fun.has_aux))
     method = default_method(fun) if method is None else method
-    qn = method_by_name(method) if isinstance(method, str) else method
+    in_line = linesearch is not None or options["bounds"] is not None
+    qn = method_by_name(method, in_line=in_line) if isinstance(method, str) else method
     bounded = options["bounds"] is not None
     check_method(qn, bounded=bounded)
     check_args(args)
@@ -268,11 +270,14 @@ def problem_of(fun: Any, args: Any, options: MinimizeOptions) -> Problem:
         raise TypeError(
             "this method is made from residuals: hand over jaxqn.sum_of_squares(residuals) for fun"
         )
-    if qn.model is not None and linesearch is not None:
+    steps_in_region = qn.model is not None or qn.quadratic is not None
+    if steps_in_region and linesearch is not None:
         raise ValueError("this method steps within a trust region: it takes no linesearch")
     linesearch = wolfe() if linesearch is None else linesearch
     check_linesearch(linesearch, bends=bounded)
     globalization = line(linesearch) if qn.model is None else region(ITERATIONS)
+    if qn.quadratic is not None:
+        globalization = trust_region(qn.quadratic.radius)
     implicit = check_implicit(options["implicit"])
     return Problem(fun, Method(qn, globalization), has_aux, bounded, implicit)
 

@@ -14,15 +14,18 @@ from jaxqn.quasi_newton.noisy_pairs import (
     same_batch_pair,
 )
 from jaxqn.quasi_newton.protocol import (
+    Descent,
     Face,
     Model,
     Normal,
+    Quadratic,
     QuasiNewton,
     Trial,
     Wide,
     check_method,
     check_quasi_newton,
 )
+from jaxqn.quasi_newton.sr1_region import RegionState, sr1_trust_region
 from jaxqn.quasi_newton.stored_pairs import inverse_hessian_product, stored_pairs
 from jaxqn.quasi_newton.structured import (
     StructuredState,
@@ -35,11 +38,14 @@ from jaxqn.quasi_newton.structured import (
 __all__ = [
     "METHODS",
     "DenseState",
+    "Descent",
     "Face",
     "MemoryState",
     "Model",
     "Normal",
+    "Quadratic",
     "QuasiNewton",
+    "RegionState",
     "StructuredState",
     "Trial",
     "Wide",
@@ -60,6 +66,7 @@ __all__ = [
     "residual_space",
     "same_batch_pair",
     "spectrum_of",
+    "sr1_trust_region",
     "stored_pairs",
     "structured",
 ]

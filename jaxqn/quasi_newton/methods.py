@@ -13,6 +13,7 @@ from jaxqn.quasi_newton.dense import dense
 from jaxqn.quasi_newton.lbfgs import lbfgs_memory
 from jaxqn.quasi_newton.newton import corrected_newton
 from jaxqn.quasi_newton.protocol import QuasiNewton
+from jaxqn.quasi_newton.sr1_region import sr1_trust_region
 from jaxqn.quasi_newton.structured import gauss_newton, residual_space, structured
 
 __all__ = ["METHODS", "method_by_name"]
@@ -20,7 +21,7 @@ __all__ = ["METHODS", "method_by_name"]
 METHODS: dict[str, QuasiNewton] = {
     "bfgs": dense(bfgs_rule),
     "dfp": dense(dfp_rule),
-    "sr1": dense(sr1_rule, scale_init=0.5),
+    "sr1": sr1_trust_region(),
     "broyden": dense(broyden_rule(0.5)),
     "osbfgs": dense(osbfgs_rule),
     "ssbfgs": dense(ssbfgs_rule),
@@ -38,10 +39,17 @@ self-scaled BFGS and the self-scaled Broyden method of Al-Baali and Khalfan.
 """
 
 
-def method_by_name(name: str) -> QuasiNewton:
-    """The method of that name; for an unknown one, a ValueError that lists the names."""
+IN_A_LINE: dict[str, QuasiNewton] = {"sr1": dense(sr1_rule, scale_init=0.5)}
+"""Of methods that step within a trust region, those that have a form for a line search, too."""
+
+
+def method_by_name(name: str, *, in_line: bool = False) -> QuasiNewton:
+    """The method of that name; for an unknown one, a ValueError that lists the names.
+
+    With ``in_line``, where a line search or bounds are given, its form for a line search.
+    """
     try:
-        return METHODS[name]
+        return IN_A_LINE.get(name, METHODS[name]) if in_line else METHODS[name]
     except KeyError:
         known = ", ".join(sorted(METHODS))
         raise ValueError(f"unknown method {name!r}; the known ones are {known}") from None
