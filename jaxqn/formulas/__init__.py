@@ -36,8 +36,8 @@ from jaxqn.formulas.spectral import (
     spectral_correction,
     spectral_inverse,
 )
-from jaxqn.formulas.structured import structured_update
 from jaxqn.formulas.spectral_step import SpectralStep, spectral_step
+from jaxqn.formulas.structured import structured_update
 from jaxqn.formulas.subproblem import TrustRegionStep, hebden, trust_region_step
 from jaxqn.formulas.updates import (
     bfgs_update,

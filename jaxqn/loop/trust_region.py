@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxqn._typing import Array, ArrayTree
-from jaxqn.linalg import eps, last_digits, safe_divide, vectors, where
+from jaxqn.linalg import last_digits, safe_divide, vectors, where
 from jaxqn.linesearch import agreement, rounding_noise, trial_along_gradient
 from jaxqn.loop.evidence import assess_model, trial_products
 from jaxqn.loop.path import Path

@@ -5,6 +5,7 @@ from jaxqn.quasi_newton.dense import dense
 from jaxqn.quasi_newton.dense_state import DenseState, inverse_hessian
 from jaxqn.quasi_newton.lbfgs import lbfgs_memory
 from jaxqn.quasi_newton.lsr1 import lsr1_memory
+from jaxqn.quasi_newton.lsr1_region import RegionMemoryState, lsr1_trust_region
 from jaxqn.quasi_newton.memory_state import MemoryState
 from jaxqn.quasi_newton.methods import METHODS, method_by_name
 from jaxqn.quasi_newton.newton import corrected_newton, spectrum_of
@@ -45,6 +46,7 @@ __all__ = [
     "Normal",
     "Quadratic",
     "QuasiNewton",
+    "RegionMemoryState",
     "RegionState",
     "StructuredState",
     "Trial",
@@ -61,6 +63,7 @@ __all__ = [
     "inverse_hessian_product",
     "lbfgs_memory",
     "lsr1_memory",
+    "lsr1_trust_region",
     "method_by_name",
     "model_matrix",
     "residual_space",

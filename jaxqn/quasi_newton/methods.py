@@ -11,6 +11,8 @@ from jaxqn.formulas import (
 )
 from jaxqn.quasi_newton.dense import dense
 from jaxqn.quasi_newton.lbfgs import lbfgs_memory
+from jaxqn.quasi_newton.lsr1 import lsr1_memory
+from jaxqn.quasi_newton.lsr1_region import lsr1_trust_region
 from jaxqn.quasi_newton.newton import corrected_newton
 from jaxqn.quasi_newton.protocol import QuasiNewton
 from jaxqn.quasi_newton.sr1_region import sr1_trust_region
@@ -27,6 +29,7 @@ METHODS: dict[str, QuasiNewton] = {
     "ssbfgs": dense(ssbfgs_rule),
     "ssbroyden": dense(ssbroyden_rule),
     "lbfgs": lbfgs_memory(),
+    "lsr1": lsr1_trust_region(),
     "newton": corrected_newton(),
     "structured": structured(),
     "lm": gauss_newton(),
@@ -39,7 +42,10 @@ self-scaled BFGS and the self-scaled Broyden method of Al-Baali and Khalfan.
 """
 
 
-IN_A_LINE: dict[str, QuasiNewton] = {"sr1": dense(sr1_rule, scale_init=0.5)}
+IN_A_LINE: dict[str, QuasiNewton] = {
+    "sr1": dense(sr1_rule, scale_init=0.5),
+    "lsr1": lsr1_memory(),
+}
 """Of methods that step within a trust region, those that have a form for a line search, too."""
 
 

@@ -146,8 +146,8 @@ class Quadratic(NamedTuple):
 
     Attributes:
       learn: ``(state, s, y) -> state``, of every trial; the zero pair changes nothing.
-      step: ``(state, g, radius, mu) -> Descent``, for a guess mu of the multiplier. Before the first
-        pair B is 0, and the step is as long as the radius.
+      step: ``(state, g, radius, mu) -> Descent``, for a guess mu of the multiplier. Before
+        the first pair B is 0, and the step is as long as the radius.
       radius: the first radius, or ``None`` for the length of a first trial along −g.
     """
 
