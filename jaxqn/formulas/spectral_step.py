@@ -73,11 +73,11 @@ def spectral_step(values: Array, a: Array, radius: Array) -> SpectralStep:
 
     most = jnp.sqrt(jnp.sum(a**2)) / radius
 
-    def going(carry: tuple[Array, ...]) -> Array:
+    def going(carry: tuple) -> Array:
         _, lo, hi, error, count = carry
         return (jnp.abs(error) > 4 * digit) & (hi - lo > digit * hi) & (count < ITERATIONS)
 
-    def better(carry: tuple[Array, ...]) -> tuple[Array, ...]:
+    def better(carry: tuple) -> tuple:
         extra, lo, hi, _, count = carry
         _, length, fall = at(extra)
         error = length / radius - 1

@@ -31,6 +31,11 @@ from jaxqn.quasi_newton import Descent, Quadratic
 __all__ = ["trust_region"]
 
 
+TEACHES = 10.0
+"""How many times its promise a refused trial may increase f for its pair to say something of the
+curvature near the point. Beyond, f has left the range of any quadratic model."""
+
+
 class Ratio(NamedTuple):
     """What a trial showed; the first four as in :class:`jaxqn.loop.protocol.Slopes`.
 
@@ -39,14 +44,14 @@ class Ratio(NamedTuple):
       trial: the same at the trial.
       noise: of f, beyond its rounding: none is known.
       endless: ``None``: no bounds.
-      finite: whether everything at the trial is finite.
+      teaches: whether the pair of the trial says something of the curvature near the point.
     """
 
     start: Array
     trial: Array
     noise: Array
     endless: None
-    finite: Array
+    teaches: Array
 
 
 @functools.cache
@@ -127,7 +132,8 @@ def _judge(state: LoopState, trial: Point, run: Run) -> tuple[RegionSearch, Rati
     agree = agreement(point.f, trial.f, 0.5 * (before + after), run.now.noise) & finite
     stalled = failed & agree
     judged = Judgement(accepted, no, no, failed, stalled, moved=accepted)
-    slopes = Ratio(before, after, run.now.noise, None, finite)
+    teaches = finite & run.running & ~run.first & (ratio >= -TEACHES)
+    slopes = Ratio(before, after, run.now.noise, None, teaches)
     return RegionSearch(jnp.stack(trust)), slopes, judged
 
 
@@ -137,10 +143,9 @@ def _replan(
     """Teach the model the trial, and find its minimum within the region."""
     del second
     new, trial, point, judged = outcome.point, outcome.trial, state.point, outcome.judged
-    learns = outcome.slopes.finite & run.running & ~run.first
 
     def change(new: Array, old: Array) -> Array:
-        return jnp.where(learns, new - old, 0)
+        return jnp.where(outcome.slopes.teaches, new - old, 0)
 
     s, y = jax.tree.map(change, trial.x, point.x), jax.tree.map(change, trial.g, point.g)
     approx = _quadratic(run).learn(state.approx, s, y)

@@ -26,7 +26,7 @@ from jaxqn.quasi_newton.protocol import (
     check_method,
     check_quasi_newton,
 )
-from jaxqn.quasi_newton.sr1_region import RegionState, sr1_trust_region
+from jaxqn.quasi_newton.sr1_region import RegionState, known_matrix, sr1_trust_region
 from jaxqn.quasi_newton.stored_pairs import inverse_hessian_product, stored_pairs
 from jaxqn.quasi_newton.structured import (
     StructuredState,
@@ -61,6 +61,7 @@ __all__ = [
     "gauss_newton",
     "inverse_hessian",
     "inverse_hessian_product",
+    "known_matrix",
     "lbfgs_memory",
     "lsr1_memory",
     "lsr1_trust_region",

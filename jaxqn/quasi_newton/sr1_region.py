@@ -11,7 +11,7 @@ from jaxqn.formulas import Pair, correction_vectors, sr1_rule, trust_region_step
 from jaxqn.linalg import dot, eps, inner, matvec, safe_divide
 from jaxqn.quasi_newton.protocol import Descent, Quadratic, QuasiNewton
 
-__all__ = ["RegionState", "first_curvature", "refuse_line", "sr1_trust_region"]
+__all__ = ["RegionState", "first_curvature", "known_matrix", "refuse_line", "sr1_trust_region"]
 
 ITERATIONS = 20
 """Factorisations that a step may take."""
@@ -143,10 +143,14 @@ def _step(state: RegionState, g: Array, radius: Array, mu: Array) -> Descent:
     return Descent(step.p, step.mu, step.fall, -(slope + 0.5 * pBp), is_minimum)
 
 
+def known_matrix(state: RegionState) -> Array:
+    """The matrix B, the identity before the first pair; shape ``(..., n, n)``."""
+    known = (state.absorbed > 0).astype(state.B.dtype)[..., None, None]
+    return state.B + (1 - known) * jnp.eye(state.B.shape[-1], dtype=state.B.dtype)
+
+
 def _apply(state: RegionState, g: Array) -> Array:
-    known = state.absorbed > 0
-    B = jnp.where(known, state.B, jnp.eye(len(g), dtype=g.dtype))
-    return jnp.linalg.solve(B, g)
+    return jnp.linalg.solve(known_matrix(state), g)
 
 
 def _reset(state: RegionState, when: Array) -> RegionState:
