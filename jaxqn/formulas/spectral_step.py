@@ -102,7 +102,7 @@ def spectral_step(values: Array, a: Array, radius: Array) -> SpectralStep:
     extra = jax.lax.while_loop(going, better, start)[0]
     c, length, _ = at(extra)
     c = jnp.where(length > radius, safe_divide(radius, length, length > 0), 1) * c
-    first = jnp.arange(len(a), dtype=jnp.int32) == jnp.argmin(values)
+    first = jnp.arange(len(a), dtype=jnp.int32) == jnp.argmin(values).astype(jnp.int32)
     side = jnp.where(a > 0, -1, 1) * jnp.sqrt(jnp.maximum(room, 0))
     filled = jnp.where(first, side, inner)
     c = jnp.where(is_minimum, inner, jnp.where(is_hard, filled, c))

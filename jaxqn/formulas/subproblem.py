@@ -123,19 +123,10 @@ def trust_region_step(
         step = where(near & ~fits, longer, step)
         return step, found.positive & (fits | near), z, below
 
-    def better(step: TrustRegionStep, lo: Array, hi: Array) -> tuple[Array, Array, Array]:
-        """The next multiplier, between the bounds that are known by now."""
-        long = step.length > radius
-        lo, hi = jnp.where(long, jnp.maximum(lo, step.mu), lo), jnp.where(long, hi, step.mu)
-        new = jnp.maximum(hebden(step.mu, step.length, step.fall, radius), 0)
-        inside = (step.least > 0) & (new >= lo) & (new < hi) & (new != step.mu)
-        between = jnp.maximum(jnp.sqrt(lo * hi), lo + 1e-3 * (hi - lo))
-        return jnp.where(inside, new, between), lo, hi
-
     def body(carry: tuple) -> tuple:
         old, z, mu, lo, hi, _, count = carry
         step, done, z, below = at(mu, z)
-        mu, lo, hi = better(step, jnp.maximum(lo, below), hi)
+        mu, lo, hi = _better(step, jnp.maximum(lo, below), hi, radius)
         # Of the multipliers tried, the last positive definite one counts.
         return where(step.least > 0, step, old), z, mu, lo, hi, done, count + 1
 
@@ -160,6 +151,18 @@ def trust_region_step(
     size = jnp.where(usable, step.length, radius)
     short = jnp.where(size > LONGEST * radius, safe_divide(radius, size, size > 0), 1)
     return step._replace(p=short * down)
+
+
+def _better(
+    step: TrustRegionStep, lo: Array, hi: Array, radius: Array
+) -> tuple[Array, Array, Array]:
+    """The next multiplier, between the bounds that are known by now."""
+    long = step.length > radius
+    lo, hi = jnp.where(long, jnp.maximum(lo, step.mu), lo), jnp.where(long, hi, step.mu)
+    new = jnp.maximum(hebden(step.mu, step.length, step.fall, radius), 0)
+    inside = (step.least > 0) & (new >= lo) & (new < hi) & (new != step.mu)
+    between = jnp.maximum(jnp.sqrt(lo * hi), lo + 1e-3 * (hi - lo))
+    return jnp.where(inside, new, between), lo, hi
 
 
 def _filled(

@@ -61,11 +61,8 @@ def memory_of(problem: Problem, state: LoopState) -> Memory | None:
     One of a trust region may be indefinite, and no preconditioner.
     """
     qn = problem.method.qn
-    if (
-        qn.needs != "nothing"
-        or qn.quadratic is not None
-        or vectors.size(state.point.x) <= MAX_DIRECT
-    ):
+    definite = qn.needs == "nothing" and qn.model is None
+    if not definite or vectors.size(state.point.x) <= MAX_DIRECT:
         return None
     return Memory(state.approx, state.g_scale, state.x_scale)
 

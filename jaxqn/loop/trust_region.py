@@ -23,13 +23,19 @@ from jaxqn.linesearch import agreement, rounding_noise, trial_along_gradient
 from jaxqn.loop.evidence import assess_model, trial_products
 from jaxqn.loop.path import Path
 from jaxqn.loop.protocol import Globalization, Judgement, Outcome, Replanned, Run
-from jaxqn.loop.region import IDLE_LIMIT, RegionSearch
+from jaxqn.loop.region import IDLE_LIMIT, RegionSearch, region
 from jaxqn.loop.state import LoopState, Measures, Point
 from jaxqn.loop.trust import ACCEPTED, Trust, new_radius
-from jaxqn.quasi_newton import Descent, Quadratic
+from jaxqn.quasi_newton import Descent, Model, Quadratic
 
-__all__ = ["trust_region"]
+__all__ = ["trust_region", "within"]
 
+
+FORETOLD = 0.1
+"""How close to 1 the decrease over its promise must be for the region to grow fast."""
+
+FASTEST = 4.0
+"""The next radius over a step whose decrease the model foretold."""
 
 TEACHES = 10.0
 """How many times its promise a refused trial may increase f for its pair to say something of the
@@ -54,9 +60,18 @@ class Ratio(NamedTuple):
     teaches: Array
 
 
+ITERATIONS = 3
+"""Factorisations that a step of a model of residuals may take."""
+
+
+def within(model: Model | Quadratic) -> Globalization:
+    """The trust region of a model."""
+    return trust_region(model.radius) if isinstance(model, Quadratic) else region(ITERATIONS)
+
+
 @functools.cache
 def trust_region(radius: float | None) -> Globalization:
-    """Steps within a trust region, by the model ``QuasiNewton.quadratic``.
+    """Steps within a trust region, by the model of pairs of the method.
 
     Args:
       radius: the first radius, or ``None`` for the length of a first trial along −g.
@@ -99,8 +114,8 @@ def _measure(state: LoopState, trial: Point, run: Run) -> tuple[Array, Array]:
 
 def _quadratic(run: Run) -> Quadratic:
     """The model of the method, which every method of such a region has."""
-    quadratic = run.method.qn.quadratic
-    assert quadratic is not None
+    quadratic = run.method.qn.model
+    assert isinstance(quadratic, Quadratic)
     return quadratic
 
 
@@ -118,6 +133,9 @@ def _judge(state: LoopState, trial: Point, run: Run) -> tuple[RegionSearch, Rati
     ratio = jnp.where(positive, safe_divide(decrease, trust.promised, positive), -1)
     accepted = run.running & finite & (run.first | (ratio > ACCEPTED))
     next_trust = new_radius(trust, decrease, ratio, before, finite, accepted)
+    foretold = accepted & (jnp.abs(ratio - 1) <= FORETOLD)
+    longer = jnp.maximum(next_trust.radius, FASTEST * trust.length)
+    next_trust = next_trust._replace(radius=jnp.where(foretold, longer, next_trust.radius))
     step = jax.tree.map(jnp.subtract, trial.x, point.x)
     digits = vectors.inf_norm(jax.tree.map(last_digits, step, point.x))
     decided = (trust.promised <= rounding) | (digits <= 4) | ~positive

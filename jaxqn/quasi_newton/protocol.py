@@ -179,8 +179,8 @@ class QuasiNewton(NamedTuple):
         where bounds hold some variables: s, y and g are over those that may move, and Hg is the
         product of H with the gradient before over those that could move then. A method without it
         takes no bounds, unless it has ``renew`` or ``model``.
-      model: of a method for residuals in a trust region, its quadratic model; else ``None``.
-      quadratic: of a method for any function in a trust region, its quadratic model; else ``None``.
+      model: of a method for a trust region, its quadratic model: a :class:`Model` made from
+        residuals, or a :class:`Quadratic` made from pairs; else ``None``.
     """
 
     init: Callable[..., Any]
@@ -192,8 +192,7 @@ class QuasiNewton(NamedTuple):
     needs: Literal["nothing", "hessian", "jacobian"] = "nothing"
     renew: Callable[[Any, ArrayTree, ArrayTree, Any], Any] | None = None
     advance_on_face: Callable[..., tuple[Any, Array]] | None = None
-    model: Model | None = None
-    quadratic: Quadratic | None = None
+    model: Model | Quadratic | None = None
 
 
 def check_quasi_newton(qn: Any) -> None:
@@ -209,9 +208,11 @@ def check_method(method: Any, *, bounded: bool = False) -> None:
             "method must be a name or a jaxqn.QuasiNewton such as jaxqn.dense(), but it is "
             f"{described(method)}"
         )
-    takes_bounds = method.advance_on_face or method.renew or (method.model and method.model.matrix)
+    in_parameters = isinstance(method.model, Model) and method.model.matrix is not None
+    takes_bounds = method.advance_on_face or method.renew or in_parameters
     if bounded and not takes_bounds:
         raise TypeError(
             "this method takes no bounds, because it has no advance_on_face (jaxqn.damped has "
-            "none): take one by name other than 'residual', jaxqn.dense() or jaxqn.lbfgs_memory()"
+            "none, nor has a trust region of pairs): take one by name other than 'residual', "
+            "jaxqn.dense() or jaxqn.lbfgs_memory()"
         )

@@ -85,7 +85,7 @@ def _verbs(radius: float | None) -> QuasiNewton:
         apply=_apply,
         advance=refuse_line,
         reset=_reset,
-        quadratic=Quadratic(_learn, _step, radius),
+        model=Quadratic(_learn, _step, radius),
     )
 
 
