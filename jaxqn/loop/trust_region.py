@@ -31,13 +31,16 @@ from jaxqn.quasi_newton import Descent, Model, Quadratic
 __all__ = ["trust_region", "within"]
 
 
+GROWS = 0.5
+"""The part of the promised decrease above which the region becomes twice the step."""
+
 FORETOLD = 0.1
 """How close to 1 the decrease over its promise must be for the region to grow fast."""
 
 FASTEST = 4.0
 """The next radius over a step whose decrease the model foretold."""
 
-TEACHES = 10.0
+TEACHES = 3.0
 """How many times its promise a refused trial may increase f for its pair to say something of the
 curvature near the point. Beyond, f has left the range of any quadratic model."""
 
@@ -133,9 +136,10 @@ def _judge(state: LoopState, trial: Point, run: Run) -> tuple[RegionSearch, Rati
     ratio = jnp.where(positive, safe_divide(decrease, trust.promised, positive), -1)
     accepted = run.running & finite & (run.first | (ratio > ACCEPTED))
     next_trust = new_radius(trust, decrease, ratio, before, finite, accepted)
-    foretold = accepted & (jnp.abs(ratio - 1) <= FORETOLD)
-    longer = jnp.maximum(next_trust.radius, FASTEST * trust.length)
-    next_trust = next_trust._replace(radius=jnp.where(foretold, longer, next_trust.radius))
+    growth = jnp.where(jnp.abs(ratio - 1) <= FORETOLD, FASTEST, 2)
+    longer = jnp.maximum(next_trust.radius, growth * trust.length)
+    grows = accepted & (ratio > GROWS)
+    next_trust = next_trust._replace(radius=jnp.where(grows, longer, next_trust.radius))
     step = jax.tree.map(jnp.subtract, trial.x, point.x)
     digits = vectors.inf_norm(jax.tree.map(last_digits, step, point.x))
     decided = (trust.promised <= rounding) | (digits <= 4) | ~positive

@@ -64,6 +64,10 @@ EXCEPTIONS = {
     ("dfp", "quadratic"): "the same",
     ("dfp", "powell_singular"): "the same",
     ("dfp", "logistic"): "the same",
+    (
+        "lsr1",
+        "powell_singular",
+    ): "10 pairs go on down the valley of a singular Hessian, step by step",
     ("newton", "rosenbrock10"): "from this start it finds the other local minimum, f = 3.987",
     (
         "sr1",
