@@ -45,6 +45,11 @@ TEACHES = 3.0
 curvature near the point. Beyond, f has left the range of any quadratic model."""
 
 
+CONTRADICTION = 1e3
+"""A promise below so many roundings of f comes from a step so short that values and slopes agree,
+unless one of them is wrong."""
+
+
 class Ratio(NamedTuple):
     """What a trial showed; the first four as in :class:`jaxqn.loop.protocol.Slopes`.
 
@@ -142,7 +147,9 @@ def _judge(state: LoopState, trial: Point, run: Run) -> tuple[RegionSearch, Rati
     next_trust = next_trust._replace(radius=jnp.where(grows, longer, next_trust.radius))
     step = jax.tree.map(jnp.subtract, trial.x, point.x)
     digits = vectors.inf_norm(jax.tree.map(last_digits, step, point.x))
-    decided = (trust.promised <= rounding) | (digits <= 4) | ~positive
+    agree = agreement(point.f, trial.f, 0.5 * (before + after), run.now.noise) & finite
+    contradicts = ~agree & (trust.promised <= CONTRADICTION * rounding)
+    decided = (trust.promised <= rounding) | (digits <= 4) | ~positive | contradicts
     idle = jnp.where(accepted, 0, jnp.where(decided & finite, trust.idle + 1, trust.idle))
     idle = jnp.where(digits <= 1, IDLE_LIMIT, idle)
     next_trust = next_trust._replace(
@@ -151,7 +158,6 @@ def _judge(state: LoopState, trial: Point, run: Run) -> tuple[RegionSearch, Rati
     trust = where(run.running & ~run.first, next_trust, trust)
     failed = run.running & ~accepted & (trust.idle >= IDLE_LIMIT)
     no = jnp.zeros_like(accepted)
-    agree = agreement(point.f, trial.f, 0.5 * (before + after), run.now.noise) & finite
     stalled = failed & agree
     judged = Judgement(accepted, no, no, failed, stalled, moved=accepted)
     teaches = finite & run.running & ~run.first & (ratio >= -TEACHES)

@@ -67,7 +67,7 @@ EXCEPTIONS = {
     (
         "lsr1",
         "powell_singular",
-    ): "10 pairs go on down the valley of a singular Hessian, step by step",
+    ): "slow down the valley of a singular Hessian",
     ("newton", "rosenbrock10"): "from this start it finds the other local minimum, f = 3.987",
     (
         "sr1",
