@@ -24,7 +24,7 @@ from jaxqn.linalg import dot
 from jaxqn.linalg.vectors import inf_norm
 from jaxqn.quasi_newton import METHODS as KNOWN_METHODS
 
-METHODS = tuple(name for name, method in KNOWN_METHODS.items() if method.model is None)
+METHODS = tuple(name for name, method in KNOWN_METHODS.items() if method.needs != "jacobian")
 """The methods that fit a likelihood; the others fit residuals, which a likelihood has not."""
 
 PENALTY = 1e-3

@@ -24,11 +24,14 @@ from jaxqn.quasi_newton import (
     DenseState,
     MemoryState,
     Normal,
+    RegionMemoryState,
+    RegionState,
     StructuredState,
     Wide,
     dense,
     inverse_hessian,
     inverse_hessian_product,
+    known_matrix,
     stored_pairs,
 )
 
@@ -134,12 +137,15 @@ class MinimizeResult(NamedTuple):
 
         Of a sum of squares it is the inverse of JᵀJ, or of JᵀJ + S where S was in use. Otherwise
         it is what the method needed, which for the self-scaled ones may be far from the inverse of
-        the Hessian; for standard errors invert :func:`jaxqn.derivatives.hessian` at ``x``.
+        the Hessian, and for "sr1" indefinite; for standard errors invert
+        :func:`jaxqn.derivatives.hessian` at ``x``.
         """
         if isinstance(self._linear, Normal):
             return _inverse_model(self.state)
         if isinstance(self._linear, Wide):
             raise ValueError(NO_INVERSE)
+        if isinstance(self._approx, RegionState):
+            return _inverse_of_region(self.state)
         if not isinstance(self._approx, DenseState):
             raise ValueError(
                 "a limited-memory method has no matrix: multiply by it with "
@@ -159,6 +165,9 @@ class MinimizeResult(NamedTuple):
             return back(dot(_inverse_model(self.state), vector))
         if isinstance(self._linear, Wide):
             raise ValueError(NO_INVERSE)
+        if isinstance(self._approx, RegionState):
+            vector, back = jax.flatten_util.ravel_pytree(v)
+            return back(dot(_inverse_of_region(self.state), vector))
         product = _dense_product if isinstance(self._approx, DenseState) else _limited_product
         return product(self.state, v)
 
@@ -170,7 +179,7 @@ class MinimizeResult(NamedTuple):
         """
         if np.ndim(self.status):
             raise ValueError("pairs is for one problem: take jaxqn.stored_pairs under jax.vmap")
-        if not isinstance(self._approx, MemoryState):
+        if not isinstance(self._approx, MemoryState | RegionMemoryState):
             raise ValueError("a dense method keeps no pairs: its matrix is result.hess_inv")
         return _pairs(self.state, self.x)
 
@@ -207,6 +216,14 @@ def _inverse_model(state: LoopState) -> Array:
     if isinstance(state.approx, StructuredState):
         B = B + state.approx.in_use[..., None, None] * state.approx.S
     H = jnp.linalg.inv(B)
+    return H if u is None else u[..., :, None] * u[..., None, :] * H
+
+
+@jax.jit
+def _inverse_of_region(state: LoopState) -> Array:
+    """The inverse of the matrix that symmetric rank one has made in a trust region."""
+    u, g_scale = state.x_scale, state.g_scale[..., None, None]
+    H = jnp.linalg.inv(known_matrix(state.approx)) / g_scale
     return H if u is None else u[..., :, None] * u[..., None, :] * H
 
 

@@ -9,14 +9,15 @@ from jaxqn._typing import ArrayTree
 from jaxqn.checks import described
 from jaxqn.linalg import repack
 from jaxqn.loop import LoopState, Scales
-from jaxqn.quasi_newton import MemoryState
+from jaxqn.quasi_newton import MemoryState, RegionMemoryState
 
 __all__ = ["check_state", "given_of", "repacked"]
 
 
 def repacked(state: LoopState, x0: ArrayTree) -> LoopState:
     """A state as it is stored here: a process with more devices stores small leaves apart."""
-    if not isinstance(state, LoopState) or not isinstance(state.approx, MemoryState):
+    memories = MemoryState | RegionMemoryState
+    if not isinstance(state, LoopState) or not isinstance(state.approx, memories):
         return state
     as_here = functools.partial(repack, x=x0)
     return state._replace(

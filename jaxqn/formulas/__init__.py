@@ -55,6 +55,7 @@ from jaxqn.formulas.spectral import (
     spectral_correction,
     spectral_inverse,
 )
+from jaxqn.formulas.spectral_step import SpectralStep, spectral_step
 from jaxqn.formulas.structured import structured_update
 from jaxqn.formulas.subproblem import TrustRegionStep, hebden, trust_region_step
 from jaxqn.formulas.updates import (
@@ -78,6 +79,7 @@ __all__ = [
     "Rule",
     "Side",
     "SpectralCorrection",
+    "SpectralStep",
     "TrustRegionStep",
     "bfgs_rule",
     "bfgs_update",
@@ -116,6 +118,7 @@ __all__ = [
     "side_by_rank_one",
     "spectral_correction",
     "spectral_inverse",
+    "spectral_step",
     "sr1_rule",
     "sr1_update",
     "ssbfgs_rule",

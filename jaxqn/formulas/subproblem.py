@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxqn._typing import Array
-from jaxqn.linalg import inner, positive_solve, safe_divide, where
+from jaxqn.linalg import Solution, inner, positive_solve, safe_divide, where
 
 __all__ = ["TrustRegionStep", "hebden", "trust_region_step"]
 
@@ -16,6 +16,9 @@ SLACK = 0.1
 
 LONGEST = 1.5
 """Times the radius: a longer step, of an iteration that was not finished, is shortened."""
+
+MISSING = 0.1
+"""The part of the greatest decrease that a step along negative curvature may miss."""
 
 
 class TrustRegionStep(NamedTuple):
@@ -58,6 +61,7 @@ def trust_region_step(
     mu: Array | float = 0.0,
     *,
     h: Array | None = None,
+    hard: bool = False,
     iterations: int = 20,
 ) -> TrustRegionStep:
     """The minimum of gᵀp + ½ pᵀB p over ‖p‖ ≤ Δ, to a tenth of Δ, by Hebden's iteration.
@@ -73,6 +77,9 @@ def trust_region_step(
       radius: Δ, positive, shape ``()``.
       mu: a first multiplier, not negative, shape ``()``.
       h: a vector to solve for as well, shape ``(n,)``.
+      hard: whether to solve the hard case, too: where B is indefinite and g has next to nothing
+        along its lowest eigenvector, every (B + mu I)⁻¹ g is short, and a multiple of that vector
+        fills the radius. The vector comes from inverse iteration, a product more for each factor.
       iterations: factorisations allowed; with 1 the program has no loop.
 
     Returns:
@@ -85,8 +92,8 @@ def trust_region_step(
       (4.0, [-0.6, -0.8])
 
     References:
-      Moré & Sorensen, SIAM J. Sci. Stat. Comput. 4 (1983); Nocedal & Wright, Numerical
-      Optimization, 2nd ed., 2006, algorithm 4.3.
+      Moré & Sorensen, SIAM J. Sci. Stat. Comput. 4 (1983), section 3 for the hard case; Nocedal &
+      Wright, Numerical Optimization, 2nd ed., 2006, algorithm 4.3.
     """
     chex.assert_rank(g, 1)
     chex.assert_shape(B, (g.shape[0], g.shape[0]))
@@ -94,50 +101,90 @@ def trust_region_step(
     g_norm = jnp.sqrt(inner((g, g))[0])
     steepest = safe_divide(g_norm, radius, radius > 0)
     zero, most = jnp.zeros((), dtype), steepest + jnp.max(jnp.sum(jnp.abs(B), axis=1))
-    sides = jnp.stack([-g] if h is None else [-g, h], axis=1)
+    sides = [-g] if h is None else [-g, h]
 
-    def at(mu: Array) -> tuple[TrustRegionStep, Array]:
-        found = positive_solve(B + mu * identity, sides)
-        p, also = found.x[:, 0], found.x[:, -1] if h is not None else jnp.zeros_like(g)
+    def at(mu: Array, z: Array) -> tuple[TrustRegionStep, Array, Array, Array]:
+        """The step of a multiplier, whether it will do, and z nearer the lowest eigenvector.
+
+        Also a bound on multipliers from below: mu − zᵀ(B + mu I)z ≤ −lambda₁.
+        """
+        found = positive_solve(B + mu * identity, jnp.stack([*sides, z] if hard else sides, 1))
+        p, also = found.x[:, 0], found.x[:, 1] if h is not None else jnp.zeros_like(g)
         pp = inner((p, p))[0]
         length = jnp.where(found.positive, jnp.sqrt(pp), jnp.inf)
         fall = safe_divide(found.form, pp, found.positive & (pp > 0))
         fits = jnp.abs(length - radius) <= SLACK * radius
         fits |= (mu == 0) & (length <= radius)
         least = jnp.where(found.positive, found.least, 0)
-        return TrustRegionStep(p, mu, length, fall, also, least), found.positive & fits
-
-    def better(step: TrustRegionStep, lo: Array, hi: Array) -> tuple[Array, Array, Array]:
-        """The next multiplier, between the bounds that are known by now."""
-        long = step.length > radius
-        lo, hi = jnp.where(long, step.mu, lo), jnp.where(long, hi, step.mu)
-        new = jnp.maximum(hebden(step.mu, step.length, step.fall, radius), 0)
-        inside = (step.least > 0) & (new >= lo) & (new < hi) & (new != step.mu)
-        between = jnp.maximum(jnp.sqrt(lo * hi), lo + 1e-3 * (hi - lo))
-        return jnp.where(inside, new, between), lo, hi
+        step = TrustRegionStep(p, mu, length, fall, also, least)
+        if not hard:
+            return step, found.positive & fits, z, zero
+        longer, near, z, below = _filled(step, found, z, g, radius)
+        step = where(near & ~fits, longer, step)
+        return step, found.positive & (fits | near), z, below
 
     def body(carry: tuple) -> tuple:
-        old, mu, lo, hi, _, count = carry
-        step, done = at(mu)
-        mu, lo, hi = better(step, lo, hi)
+        old, z, mu, lo, hi, _, count = carry
+        step, done, z, below = at(mu, z)
+        mu, lo, hi = _better(step, jnp.maximum(lo, below), hi, radius)
         # Of the multipliers tried, the last positive definite one counts.
-        return where(step.least > 0, step, old), mu, lo, hi, done, count + 1
+        return where(step.least > 0, step, old), z, mu, lo, hi, done, count + 1
 
     def going(carry: tuple) -> Array:
         *_, done, count = carry
         return ~done & (count < iterations)
 
     start = jnp.asarray(mu, dtype)
+    z = jnp.cos(jnp.arange(1, len(g) + 1, dtype=dtype)) if hard else jnp.zeros((0,), dtype)
     if iterations == 1:
-        step, _ = at(start)
+        step = at(start, z)[0]
     else:
         start = jnp.clip(start, 0, most)
         far, nothing = jnp.full_like(g_norm, jnp.inf), jnp.zeros_like(g)
         nowhere = TrustRegionStep(nothing, start, far, zero, nothing, zero)
-        carry = (nowhere, start, zero, most, jnp.zeros((), bool), jnp.int32(0))
+        carry = (nowhere, z, start, zero, most, jnp.zeros((), bool), jnp.int32(0))
         step = jax.lax.while_loop(going, body, carry)[0]
     usable = jnp.isfinite(step.length) & (inner((step.p, g))[0] < 0)
+    if hard:
+        usable |= (step.least > 0) & (step.mu > 0) & (step.length > 0)
     down = jnp.where(usable, step.p, -safe_divide(g, steepest, steepest > 0))
     size = jnp.where(usable, step.length, radius)
     short = jnp.where(size > LONGEST * radius, safe_divide(radius, size, size > 0), 1)
     return step._replace(p=short * down)
+
+
+def _better(
+    step: TrustRegionStep, lo: Array, hi: Array, radius: Array
+) -> tuple[Array, Array, Array]:
+    """The next multiplier, between the bounds that are known by now."""
+    long = step.length > radius
+    lo, hi = jnp.where(long, jnp.maximum(lo, step.mu), lo), jnp.where(long, hi, step.mu)
+    new = jnp.maximum(hebden(step.mu, step.length, step.fall, radius), 0)
+    inside = (step.least > 0) & (new >= lo) & (new < hi) & (new != step.mu)
+    between = jnp.maximum(jnp.sqrt(lo * hi), lo + 1e-3 * (hi - lo))
+    return jnp.where(inside, new, between), lo, hi
+
+
+def _filled(
+    step: TrustRegionStep, found: Solution, z: Array, g: Array, radius: Array
+) -> tuple[TrustRegionStep, Array, Array, Array]:
+    """A step made as long as the radius by a multiple of z, and whether that is near the minimum.
+
+    Near it is where tau² zᵀA z ≤ sigma (pᵀA p + mu Δ²) for A = B + mu I (Moré & Sorensen, lemma
+    3.4).
+    """
+    new, p, mu = found.x[:, -1], step.p, step.mu
+    zz, zAz, pz, slope = inner((new, new), (new, z), (p, new), (p, g))  # A new = z
+    usable = found.positive & (zz > 0) & jnp.isfinite(zz)
+    size = jnp.sqrt(jnp.where(usable, zz, 1))
+    direction, pz = new / size, pz / size
+    zAz = safe_divide(zAz, zz, usable)
+    room = jnp.maximum(radius**2 - step.length**2, 0)
+    root = jnp.sqrt(pz**2 + room)
+    beside = jnp.abs(pz) + root
+    tau = jnp.where(pz < 0, -1, 1) * safe_divide(room, beside, beside > 0)
+    near = usable & (mu > 0) & (step.length < radius)
+    near &= tau**2 * zAz <= MISSING * (mu * radius**2 - slope)
+    longer = step._replace(p=p + tau * direction, length=radius)
+    z = jnp.where(usable, direction, z)
+    return longer, near, z, jnp.where(usable, mu - zAz, -jnp.inf)

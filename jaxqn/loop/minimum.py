@@ -56,8 +56,13 @@ class Memory(NamedTuple):
 
 
 def memory_of(problem: Problem, state: LoopState) -> Memory | None:
-    """The inverse Hessian of a run, where a derivative needs one and pairs alone have made it."""
-    if problem.method.qn.needs != "nothing" or vectors.size(state.point.x) <= MAX_DIRECT:
+    """The inverse Hessian of a run, where a derivative needs one and pairs alone have made it.
+
+    One of a trust region may be indefinite, and no preconditioner.
+    """
+    qn = problem.method.qn
+    definite = qn.needs == "nothing" and qn.model is None
+    if not definite or vectors.size(state.point.x) <= MAX_DIRECT:
         return None
     return Memory(state.approx, state.g_scale, state.x_scale)
 

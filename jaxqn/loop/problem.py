@@ -33,11 +33,11 @@ from jaxqn.loop.implicit import refused, transformed
 from jaxqn.loop.line import line
 from jaxqn.loop.path import Path, straight
 from jaxqn.loop.protocol import Method
-from jaxqn.loop.region import region
 from jaxqn.loop.residuals import SumOfSquares, curvature_along, linearised, nothing_linearised
 from jaxqn.loop.state import LoopState, Point
 from jaxqn.loop.termination import Tolerances, noise_rtol
 from jaxqn.loop.trip import Evaluate, Second, start
+from jaxqn.loop.trust_region import within
 from jaxqn.loop.units import (
     MAX_AUTOMATIC,
     automatic,
@@ -45,7 +45,7 @@ from jaxqn.loop.units import (
     inverse_hessian_to_scaled,
     to_scaled,
 )
-from jaxqn.quasi_newton import QuasiNewton, check_method, method_by_name
+from jaxqn.quasi_newton import Model, QuasiNewton, check_method, method_by_name
 
 __all__ = [
     "DEFAULTS",
@@ -78,9 +78,6 @@ class MinimizeOptions(TypedDict, total=False):
 
 DEFAULT_METHOD = "osbfgs"
 """The method of an objective of which only values are known."""
-
-ITERATIONS = 3
-"""Factorisations that a step within a trust region may take."""
 
 DEFAULTS: MinimizeOptions = {
     "bounds": None,
@@ -138,7 +135,7 @@ class Problem(NamedTuple):
     def wide(self) -> bool:
         """Whether the method works in the space of the residuals."""
         model = self.method.qn.model
-        return model is not None and model.matrix is None
+        return isinstance(model, Model) and model.matrix is None
 
     def vector(self, x: ArrayTree) -> tuple[ArrayTree, Callable[[ArrayTree], ArrayTree]]:
         """``x`` as the method wants it, flat or in large pieces, and the way back."""
@@ -184,7 +181,7 @@ class Problem(NamedTuple):
         x, given = self.vector(x0)[0], x_scale is not None
         if x_scale is not None:
             x_scale = jax.tree.map(power_of_two, self.vector(x_scale)[0])
-        elif vectors.size(x) <= MAX_AUTOMATIC and self.method.qn.model is None:
+        elif vectors.size(x) <= MAX_AUTOMATIC and self.residuals is None:
             x_scale = automatic(x) if H0 is None else jax.tree.map(jnp.ones_like, x)
         if H0 is not None:
             dense = self.method.qn.dense
@@ -255,7 +252,9 @@ def problem_of(fun: Any, args: Any, options: MinimizeOptions) -> Problem:
     if squares:
         fun = dataclasses.replace(fun, has_aux=(has_aux := has_aux or fun.has_aux))
     method = default_method(fun) if method is None else method
-    qn = method_by_name(method) if isinstance(method, str) else method
+    in_line = linesearch is not None or options["bounds"] is not None
+    in_line |= method == "lsr1" and options["hess_inv0"] is not None
+    qn = method_by_name(method, in_line=in_line) if isinstance(method, str) else method
     bounded = options["bounds"] is not None
     check_method(qn, bounded=bounded)
     check_args(args)
@@ -268,7 +267,7 @@ def problem_of(fun: Any, args: Any, options: MinimizeOptions) -> Problem:
         raise ValueError("this method steps within a trust region: it takes no linesearch")
     linesearch = wolfe() if linesearch is None else linesearch
     check_linesearch(linesearch, bends=bounded)
-    globalization = line(linesearch) if qn.model is None else region(ITERATIONS)
+    globalization = line(linesearch) if qn.model is None else within(qn.model)
     implicit = check_implicit(options["implicit"])
     return Problem(fun, Method(qn, globalization), has_aux, bounded, implicit)
 

@@ -162,7 +162,7 @@ def _loses_a_column(state: LoopState, trial: Point, diagonal: Array, run: Run) -
 def _model(run: Run) -> Model:
     """The model of the method, which every method of a trust region has."""
     model = run.method.qn.model
-    assert model is not None
+    assert isinstance(model, Model)
     return model
 
 

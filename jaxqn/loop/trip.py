@@ -102,7 +102,7 @@ def start(
         approx=method.qn.init(x, H0),
         flags=Flags(
             steepest=jnp.array(H0 is None and needs_nothing),
-            may_rescale=jnp.array(H0 is None and method.qn.model is None),
+            may_rescale=jnp.array(H0 is None and method.qn.needs != "jacobian"),
             may_choose_units=jnp.array(H0 is None and not given),
         ),
         scalars=jnp.stack(measures),

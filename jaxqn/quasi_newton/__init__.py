@@ -11,6 +11,7 @@ from jaxqn.quasi_newton.inverse_jacobian import (
 )
 from jaxqn.quasi_newton.lbfgs import lbfgs_memory
 from jaxqn.quasi_newton.lsr1 import lsr1_memory
+from jaxqn.quasi_newton.lsr1_region import RegionMemoryState, lsr1_trust_region
 from jaxqn.quasi_newton.memory_state import MemoryState
 from jaxqn.quasi_newton.methods import METHODS, method_by_name
 from jaxqn.quasi_newton.newton import corrected_newton, spectrum_of
@@ -20,9 +21,11 @@ from jaxqn.quasi_newton.noisy_pairs import (
     same_batch_pair,
 )
 from jaxqn.quasi_newton.protocol import (
+    Descent,
     Face,
     Model,
     Normal,
+    Quadratic,
     QuasiNewton,
     Trial,
     Wide,
@@ -31,6 +34,7 @@ from jaxqn.quasi_newton.protocol import (
 )
 from jaxqn.quasi_newton.root_methods import ROOT_METHODS, root_method
 from jaxqn.quasi_newton.secant_memory import SecantState, newton_krylov, secant_memory
+from jaxqn.quasi_newton.sr1_region import RegionState, known_matrix, sr1_trust_region
 from jaxqn.quasi_newton.stored_pairs import inverse_hessian_product, stored_pairs
 from jaxqn.quasi_newton.structured import (
     StructuredState,
@@ -44,13 +48,17 @@ __all__ = [
     "METHODS",
     "ROOT_METHODS",
     "DenseState",
+    "Descent",
     "Face",
     "InverseJacobian",
     "JacobianState",
     "MemoryState",
     "Model",
     "Normal",
+    "Quadratic",
     "QuasiNewton",
+    "RegionMemoryState",
+    "RegionState",
     "SecantState",
     "StructuredState",
     "Trial",
@@ -66,8 +74,10 @@ __all__ = [
     "gauss_newton",
     "inverse_hessian",
     "inverse_hessian_product",
+    "known_matrix",
     "lbfgs_memory",
     "lsr1_memory",
+    "lsr1_trust_region",
     "method_by_name",
     "model_matrix",
     "newton_jacobian",
@@ -77,6 +87,7 @@ __all__ = [
     "same_batch_pair",
     "secant_memory",
     "spectrum_of",
+    "sr1_trust_region",
     "stored_pairs",
     "structured",
 ]

@@ -31,7 +31,7 @@ References:
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
@@ -76,9 +76,9 @@ class CompactForm(NamedTuple):
     state: type[MemoryState] = MemoryState
 
 
-def slots_by_age(state: MemoryState) -> tuple[Array, Array]:
-    """The slots from the oldest to the newest pair, and which of them hold one."""
-    m = state.ss.size
+def slots_by_age(state: Any) -> tuple[Array, Array]:
+    """The slots from the oldest to the newest pair of a memory, and which of them hold one."""
+    m = state.size
     rank = jnp.arange(m, dtype=jnp.int32)
     return (state.slot + rank) % m, rank >= m - state.absorbed
 

@@ -21,7 +21,7 @@ from jaxqn.quasi_newton.limited_memory import limited_memory
 from jaxqn.quasi_newton.memory_state import SR1MemoryState
 from jaxqn.quasi_newton.protocol import QuasiNewton
 
-__all__ = ["lsr1_memory"]
+__all__ = ["lsr1_memory", "pivots"]
 
 
 def lsr1_memory(m: int = 10, *, history_dtype: Any = None) -> QuasiNewton:
@@ -64,7 +64,7 @@ def lsr1_memory(m: int = 10, *, history_dtype: Any = None) -> QuasiNewton:
     return limited_memory(_FORM, m, history_dtype)
 
 
-def _pivots(grams: Grams) -> tuple[Array, Array, Array]:
+def pivots(grams: Grams) -> tuple[Array, Array, Array]:
     """The recursion in terms of inner products.
 
     Returns T, unit lower triangular, with v = Ψ Tᵀ; the denominators vⱼᵀyⱼ; which of them count.
@@ -88,13 +88,13 @@ def _pivots(grams: Grams) -> tuple[Array, Array, Array]:
 
 def _accepts(grams: Grams, curved: Array) -> Array:
     del curved
-    return _pivots(grams)[2][-1] & in_range(grams.ss[-1], grams.yy[-1, -1])
+    return pivots(grams)[2][-1] & in_range(grams.ss[-1], grams.yy[-1, -1])
 
 
 def _coefficients(grams: Grams, a: Array, b: Array, gg: Array) -> tuple[Array, Array]:
     """Both are M⁻¹Ψᵀg; zero where that is not finite."""
     del gg
-    T, d, counts = _pivots(grams)
+    T, d, counts = pivots(grams)
     u = dot(safe_divide(dot(T, a - b), d, counts), T)
     u = jnp.where(jnp.all(jnp.isfinite(u)), u, 0)
     return u, u

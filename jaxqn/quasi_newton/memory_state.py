@@ -36,6 +36,11 @@ class MemoryState(NamedTuple):
     counts: Array
 
     @property
+    def size(self) -> int:
+        """How many pairs there is room for."""
+        return self.ss.shape[-1]
+
+    @property
     def absorbed(self) -> Array:
         """Pairs absorbed since the start or the last reset, int32, shape ``(...)``."""
         return self.counts[..., 0]

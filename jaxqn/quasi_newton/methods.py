@@ -12,8 +12,11 @@ from jaxqn.formulas import (
 )
 from jaxqn.quasi_newton.dense import dense
 from jaxqn.quasi_newton.lbfgs import lbfgs_memory
+from jaxqn.quasi_newton.lsr1 import lsr1_memory
+from jaxqn.quasi_newton.lsr1_region import lsr1_trust_region
 from jaxqn.quasi_newton.newton import corrected_newton
 from jaxqn.quasi_newton.protocol import QuasiNewton
+from jaxqn.quasi_newton.sr1_region import sr1_trust_region
 from jaxqn.quasi_newton.structured import gauss_newton, residual_space, structured
 
 __all__ = ["METHODS", "method_by_name"]
@@ -21,12 +24,13 @@ __all__ = ["METHODS", "method_by_name"]
 METHODS: dict[str, QuasiNewton] = {
     "bfgs": dense(bfgs_rule),
     "dfp": dense(dfp_rule),
-    "sr1": dense(sr1_rule, scale_init=0.5),
+    "sr1": sr1_trust_region(),
     "broyden": dense(broyden_rule(0.5)),
     "osbfgs": dense(osbfgs_rule),
     "ssbfgs": dense(ssbfgs_rule),
     "ssbroyden": dense(ssbroyden_rule),
     "lbfgs": lbfgs_memory(),
+    "lsr1": lsr1_trust_region(),
     "newton": corrected_newton(),
     "structured": structured(),
     "lm": gauss_newton(),
@@ -42,13 +46,22 @@ self-scaled BFGS and the self-scaled Broyden method of Al-Baali and Khalfan.
 ELSEWHERE = {"l-bfgs": "lbfgs", "l-bfgs-b": "lbfgs"}
 """SciPy's names for methods that are known here by another."""
 
+IN_A_LINE: dict[str, QuasiNewton] = {
+    "sr1": dense(sr1_rule, scale_init=0.5),
+    "lsr1": lsr1_memory(),
+}
+"""Of methods that step within a trust region, those that have a form for a line search, too."""
 
-def method_by_name(name: str) -> QuasiNewton:
-    """The method of that name, in small or capital letters; a ValueError lists the known ones."""
+
+def method_by_name(name: str, *, in_line: bool = False) -> QuasiNewton:
+    """The method of that name, in small or capital letters; a ValueError lists the known ones.
+
+    With ``in_line``, where a line search or bounds are given, its form for a line search.
+    """
     word = name.casefold()
     word = ELSEWHERE.get(word, word)
     if word not in METHODS:
         known = ", ".join(sorted(METHODS))
         hint = nearest(name, METHODS)
         raise ValueError(f"unknown method {name!r}{hint}; the known ones are {known}")
-    return METHODS[word]
+    return IN_A_LINE.get(word, METHODS[word]) if in_line else METHODS[word]

@@ -13,9 +13,11 @@ from jaxqn._typing import Array, ArrayTree
 from jaxqn.checks import described
 
 __all__ = [
+    "Descent",
     "Face",
     "Model",
     "Normal",
+    "Quadratic",
     "QuasiNewton",
     "Trial",
     "Wide",
@@ -121,6 +123,39 @@ class Model(NamedTuple):
     bend: Callable[[Any], Any] | None = None
 
 
+class Descent(NamedTuple):
+    """The minimum of a quadratic model within a radius.
+
+    Attributes:
+      p: the step, like the parameters.
+      mu: its multiplier.
+      fall: −d log‖p‖/dmu, or 0; see :class:`jaxqn.formulas.TrustRegionStep`.
+      promised: −gᵀp − ½ pᵀB p.
+      is_minimum: whether it is the minimum of the model everywhere.
+    """
+
+    p: ArrayTree
+    mu: Array
+    fall: Array
+    promised: Array
+    is_minimum: Array
+
+
+class Quadratic(NamedTuple):
+    """A quadratic model of f that is made from pairs alone, for a trust region.
+
+    Attributes:
+      learn: ``(state, s, y) -> state``, of every trial; the zero pair changes nothing.
+      step: ``(state, g, radius, mu) -> Descent``, for a guess mu of the multiplier. Before
+        the first pair B is 0, and the step is as long as the radius.
+      radius: the first radius, or ``None`` for the length of a first trial along −g.
+    """
+
+    learn: Callable[[Any, ArrayTree, ArrayTree], Any]
+    step: Callable[[Any, ArrayTree, Array, Array], Descent]
+    radius: float | None = None
+
+
 class QuasiNewton(NamedTuple):
     """An inverse-Hessian approximation H as a value: how to start, correct, apply and forget it.
 
@@ -144,7 +179,8 @@ class QuasiNewton(NamedTuple):
         where bounds hold some variables: s, y and g are over those that may move, and Hg is the
         product of H with the gradient before over those that could move then. A method without it
         takes no bounds, unless it has ``renew`` or ``model``.
-      model: of a method for a trust region, its quadratic model; else ``None``.
+      model: of a method for a trust region, its quadratic model: a :class:`Model` made from
+        residuals, or a :class:`Quadratic` made from pairs; else ``None``.
     """
 
     init: Callable[..., Any]
@@ -156,7 +192,7 @@ class QuasiNewton(NamedTuple):
     needs: Literal["nothing", "hessian", "jacobian"] = "nothing"
     renew: Callable[[Any, ArrayTree, ArrayTree, Any], Any] | None = None
     advance_on_face: Callable[..., tuple[Any, Array]] | None = None
-    model: Model | None = None
+    model: Model | Quadratic | None = None
 
 
 def check_quasi_newton(qn: Any) -> None:
@@ -172,9 +208,11 @@ def check_method(method: Any, *, bounded: bool = False) -> None:
             "method must be a name or a jaxqn.QuasiNewton such as jaxqn.lbfgs_memory(5), but it is "
             f"{described(method)}; jaxqn.lbfgs() and its like are transformations, for optax"
         )
-    takes_bounds = method.advance_on_face or method.renew or (method.model and method.model.matrix)
+    in_parameters = isinstance(method.model, Model) and method.model.matrix is not None
+    takes_bounds = method.advance_on_face or method.renew or in_parameters
     if bounded and not takes_bounds:
         raise TypeError(
             "this method takes no bounds, because it has no advance_on_face (jaxqn.damped has "
-            "none): take one by name other than 'residual', jaxqn.dense() or jaxqn.lbfgs_memory()"
+            "none, nor has a trust region of pairs): take one by name other than 'residual', "
+            "jaxqn.dense() or jaxqn.lbfgs_memory()"
         )

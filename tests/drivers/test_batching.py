@@ -188,7 +188,8 @@ def test_a_batch_is_one_loop_with_one_objective_site(method):
     solve = functools.partial(minimize, marked(lambda x: jnp.sum((x - 1) ** 4)), method=method)
     jaxpr = jax.make_jaxpr(jax.vmap(solve))(jnp.zeros((5, 3))).jaxpr
     (body,) = bodies(jaxpr)
-    assert count(body, "while") == 0
+    multiplier = method == "sr1"  # found by factors, without an evaluation
+    assert count(body, "while") == multiplier
     assert count(jaxpr, "marker") == 1
 
 

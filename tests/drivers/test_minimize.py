@@ -66,6 +66,10 @@ EXCEPTIONS = {
     ("dfp", "quadratic"): "the same",
     ("dfp", "powell_singular"): "the same",
     ("dfp", "logistic"): "the same",
+    (
+        "lsr1",
+        "powell_singular",
+    ): "slow down the valley of a singular Hessian",
     ("newton", "rosenbrock10"): "from this start it finds the other local minimum, f = 3.987",
     (
         "sr1",
@@ -520,9 +524,10 @@ def test_one_objective_site_and_no_matrix_product(method, linesearch):
     assert count(jaxpr, "marker") == 1
     # A panel is folded, and a history read once more, in loops of at most one trip.
     (body,) = bodies(jaxpr)
-    assert count(body, "while") == (1 if method == "lbfgs" or not isinstance(method, str) else 0)
+    limited = method in ("lbfgs", "lsr1")
+    assert count(body, "while") == (1 if limited or not isinstance(method, str) else 0)
     products = product_shapes(jaxpr)
-    assert any((7, 7) in shapes for shapes in products) == (method != "lbfgs")
+    assert any((7, 7) in shapes for shapes in products) != limited
     assert ((7, 7), (7, 7)) not in products
 
 
