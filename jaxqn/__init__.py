@@ -2,20 +2,33 @@
 
 from jaxqn import derivatives as derivatives
 from jaxqn.drivers import (
+    ENDS,
+    REASONS,
     BatchState,
+    Covariance,
+    Intervals,
     LeastSquaresResult,
     MinimizeResult,
     MultiStartResult,
+    RootResult,
+    Transformed,
+    covariance,
     curve_fit,
+    fixed_point,
     least_squares,
     minimize,
     minimize_batch,
     minimize_stream,
     multi_start,
+    profile_intervals,
+    root,
+    root_batch,
 )
 from jaxqn.formulas import (
     SpectralCorrection,
     bfgs_update,
+    broyden_bad_update,
+    broyden_good_update,
     broyden_update,
     correct_inverse,
     dfp_update,
@@ -38,7 +51,7 @@ from jaxqn.formulas import rules as rules
 from jaxqn.formulas import updates as updates
 from jaxqn.linalg import Eigenpairs, eigenpairs, hessian_eigenpairs
 from jaxqn.linesearch import LineSearch, backtracking, wolfe
-from jaxqn.loop import MESSAGES, Status, sum_of_squares
+from jaxqn.loop import MESSAGES, History, Status, sum_of_squares
 from jaxqn.quasi_newton import METHODS as _METHODS
 from jaxqn.quasi_newton import (
     QuasiNewton,
@@ -89,30 +102,42 @@ METHODS: tuple[str, ...] = tuple(_METHODS)
 """Names that ``minimize(method=...)`` knows."""
 
 __all__ = [
+    "ENDS",
     "MESSAGES",
     "METHODS",
+    "REASONS",
     "BatchState",
+    "Covariance",
     "Eigenpairs",
+    "History",
+    "Intervals",
     "LeastSquaresResult",
     "LineSearch",
     "MinimizeResult",
     "MultiStartResult",
     "QuasiNewton",
+    "RootResult",
     "SpectralCorrection",
     "Status",
+    "Transformed",
     "backtracking",
     "bfgs",
     "bfgs_update",
     "broyden",
+    "broyden_bad_update",
+    "broyden_good_update",
     "broyden_update",
     "correct_inverse",
     "corrected_newton",
+    "covariance",
     "curve_fit",
     "damped",
     "dense",
+    "derivatives",
     "dfp",
     "dfp_update",
     "eigenpairs",
+    "fixed_point",
     "hessian_eigenpairs",
     "inverse_hessian_product",
     "lbfgs",
@@ -129,9 +154,12 @@ __all__ = [
     "osbfgs",
     "osbfgs_update",
     "powell_damping",
+    "profile_intervals",
     "rank_one",
     "rank_one_correction",
     "rank_two",
+    "root",
+    "root_batch",
     "same_batch_pair",
     "scale_by_bfgs",
     "scale_by_broyden",

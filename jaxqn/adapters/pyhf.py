@@ -19,19 +19,16 @@ Example:
 """
 
 import dataclasses
-import functools
 import logging
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-import jax
 import numpy as np
 
 from jaxqn._typing import Array
 from jaxqn.adapters.neighbour import missing
-from jaxqn.derivatives import hessian
-from jaxqn.drivers import MinimizeResult, minimize
+from jaxqn.drivers import covariance, minimize
 
 try:
     import pyhf
@@ -158,9 +155,13 @@ class jaxqn_optimizer(OptimizerMixin):
         result = minimize(likelihood, start, (data,), bounds=(lower, upper), **given)
         unc = corr = cov = None
         if errors:
-            cov = _covariance(likelihood, result, data, fixed, self.errordef)
-            unc = np.sqrt(np.diagonal(cov))
-            corr = cov / np.where(fixed, 1.0, unc) / np.where(fixed, 1.0, unc)[:, None]
+            found = covariance(likelihood, result.x, (data,), bounds=(lower, upper), profile=False)
+            if not bool(found.reliable):
+                log.warning("errors: %s", found.reason)
+            square = 2 * self.errordef
+            cov = square * np.asarray(found.matrix, float)
+            unc = np.sqrt(square) * np.asarray(found.standard_errors, float)
+            corr = np.where(fixed | fixed[:, None], 0.0, np.asarray(found.correlation, float))
         return OptimizeResult(
             x=result.x,
             fun=result.fun,
@@ -176,24 +177,3 @@ class jaxqn_optimizer(OptimizerMixin):
             hess_inv=cov,
             minuit=SimpleNamespace(fixed=fixed),  # pyhf asks which parameters are fixed there
         )
-
-
-@functools.partial(jax.jit, static_argnames=("likelihood",))
-def _hessian_at(likelihood: Likelihood, x: Array, data: Array) -> Array:
-    return hessian(likelihood)(x, data)
-
-
-def _covariance(
-    likelihood: Likelihood, result: MinimizeResult, data: Array, fixed: np.ndarray, errordef: float
-) -> np.ndarray:
-    """Of the parameters at a solution: 0 for fixed ones, NaN for those that a bound holds."""
-    free = ~fixed & (np.asarray(result.active) == 0)
-    B = np.asarray(_hessian_at(likelihood, result.x, data), float)[np.ix_(free, free)]
-    cov = np.full((len(free), len(free)), np.nan)
-    cov[fixed] = cov[:, fixed] = 0.0
-    try:
-        np.linalg.cholesky(B)
-        cov[np.ix_(free, free)] = 2 * errordef * np.linalg.inv(B)
-    except np.linalg.LinAlgError:
-        log.warning("the Hessian is not positive definite at the solution: errors are NaN")
-    return cov

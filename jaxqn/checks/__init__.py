@@ -2,12 +2,14 @@
 
 from jaxqn.checks.arrays import (
     check_initial,
+    check_jacobian,
     check_like,
     check_native,
     check_x0,
     check_x_scale,
 )
 from jaxqn.checks.bounds import check_bounds
+from jaxqn.checks.new_functions import notice_function
 from jaxqn.checks.numbers import (
     check_count,
     check_number,
@@ -21,6 +23,7 @@ from jaxqn.checks.objective import (
     check_args,
     check_aux,
     check_callback,
+    check_equations,
     check_hashable,
     check_implicit,
     check_loss,
@@ -28,27 +31,36 @@ from jaxqn.checks.objective import (
     scalar_value,
     split_aux,
 )
+from jaxqn.checks.parameters import check_parameters
+from jaxqn.checks.words import answered, check_keywords, nearest
 
 __all__ = [
+    "answered",
     "called",
     "check_args",
     "check_aux",
     "check_bounds",
     "check_callback",
     "check_count",
+    "check_equations",
     "check_hashable",
     "check_implicit",
     "check_initial",
+    "check_jacobian",
+    "check_keywords",
     "check_like",
     "check_loss",
     "check_native",
     "check_number",
+    "check_parameters",
     "check_residuals",
     "check_x0",
     "check_x_scale",
     "described",
     "is_traced",
+    "nearest",
     "nonnegative",
+    "notice_function",
     "scalar_value",
     "split_aux",
     "whole_number",

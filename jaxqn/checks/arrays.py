@@ -12,6 +12,7 @@ from jaxqn.linalg import eps
 
 __all__ = [
     "check_initial",
+    "check_jacobian",
     "check_like",
     "check_native",
     "check_x0",
@@ -132,6 +133,20 @@ def _check_matrix(H0: Any, n: int, dtype: np.dtype) -> Array:
             "positive definite matrix, for instance H + c * jnp.eye(n)"
         ) from None
     return H0
+
+
+def check_jacobian(J0: Any, x0: ArrayTree, *, dense: bool) -> Array:
+    """A first Jacobian for ``x0``: a matrix, or for limited memory a number that is not 0."""
+    leaves: list[Any] = jax.tree.leaves(x0)
+    n, dtype = sum(leaf.size for leaf in leaves), leaves[0].dtype
+    shape = (n, n) if dense else ()
+    J0 = jnp.asarray(J0, dtype)
+    if J0.shape != shape:
+        what = f"a matrix of shape {shape}" if dense else "with limited memory a number c, for c I"
+        raise ValueError(f"jac0 must be {what}, but its shape is {J0.shape}")
+    if not is_traced(J0) and not (np.all(np.isfinite(J0)) and (dense or J0 != 0)):
+        raise ValueError("jac0 must be finite, and a number must not be 0")
+    return J0
 
 
 def check_x_scale(x_scale: Any, x0: ArrayTree) -> ArrayTree | None:

@@ -15,6 +15,7 @@ __all__ = [
     "check_args",
     "check_aux",
     "check_callback",
+    "check_equations",
     "check_hashable",
     "check_implicit",
     "check_loss",
@@ -30,6 +31,31 @@ NEEDS_A_NUMBER = (
     jax.errors.TracerIntegerConversionError,
 )
 """What JAX raises where Python needs the value of an array that is being traced."""
+
+
+def check_equations(F: Any, x: Any, *, alike: bool) -> None:
+    """Raise unless F has as many real numbers as x, and is like x if that is asked for."""
+    leaves = jax.tree_util.tree_flatten_with_path(F)[0]
+    for path, leaf in leaves:
+        dtype = getattr(leaf, "dtype", None)
+        if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+            what = described(leaf) if dtype is None else str(dtype)
+            raise TypeError(
+                f"fun(x){jax.tree_util.keystr(path)} must be an array of real floating numbers, "
+                f"but it is {what}; write complex equations as their real and imaginary parts"
+            )
+    unknowns, equations = (sum(a.size for a in jax.tree.leaves(v)) for v in (x, F))
+    if unknowns != equations:
+        raise ValueError(
+            f"fun must return as many equations as there are unknowns, but it returns {equations} "
+            f"for {unknowns}: for more or fewer see jaxqn.least_squares"
+        )
+    shapes: list[Any] = [jax.tree.map(jnp.shape, v) for v in (x, F)]
+    if alike and shapes[0] != shapes[1]:
+        raise ValueError(
+            "a method without a matrix needs an F like x, with its structure and shapes: return "
+            'such an F, or take method="broyden"'
+        )
 
 
 def check_hashable(fun: Callable[..., Any], name: str = "fun") -> None:

@@ -1,7 +1,8 @@
-"""The fit behind ``python -m jaxqn``."""
+"""The fits behind ``python -m jaxqn``."""
 
-from jaxqn.demo import iris
+from jaxqn.demo import iris, petals
 
 __all__ = [
     "iris",
+    "petals",
 ]

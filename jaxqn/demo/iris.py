@@ -6,6 +6,7 @@ optimum finite and unique.
 """
 
 import csv
+import dataclasses
 import importlib.resources
 import time
 from collections.abc import Callable
@@ -36,12 +37,14 @@ class Dataset(NamedTuple):
 
     Attributes:
       X: standardised features, shape ``(rows, features)``.
+      measured: the features in cm.
       Y: one-hot species, shape ``(rows, species)``.
       features: names of the columns of ``X``.
       species: names of the columns of ``Y``.
     """
 
     X: Array
+    measured: Array
     Y: Array
     features: tuple[str, ...]
     species: tuple[str, ...]
@@ -82,7 +85,8 @@ def load_iris(dtype: str) -> Dataset:
     standardised = (table - table.mean(axis=0)) / table.std(axis=0)
     one_hot = np.array([[label == name for name in species] for label in labels])
     features = tuple(name.removesuffix("_cm").replace("_", " ") for name in header[:-1])
-    return Dataset(jnp.asarray(standardised, dtype), jnp.asarray(one_hot, dtype), features, species)
+    X, measured, Y = (jnp.asarray(a, dtype) for a in (standardised, table, one_hot))
+    return Dataset(X, measured, Y, features, species)
 
 
 def tolerance(data: Dataset) -> float:
@@ -248,17 +252,24 @@ def _stack_intercept(params: ArrayTree) -> np.ndarray:
     return np.concatenate([intercept, np.asarray(params["weights"], float)], axis=-2)
 
 
-def values_seen(data: Dataset, method: str) -> list[float]:
-    """The loss at every evaluation of one fit, in order, from inside the compiled program."""
-    values: list[float] = []
+@dataclasses.dataclass(frozen=True, eq=False)
+class Recorded:
+    """The loss, which records its values, in order, from inside a compiled program."""
 
-    def recorded(*inputs: Any) -> Array:
+    values: list[float]
+
+    def __call__(self, *inputs: Any) -> Array:
+        """The loss."""
         value = loss(*inputs)
-        jax.debug.callback(lambda v: values.append(float(v)), value, ordered=True)
+        jax.debug.callback(lambda v: self.values.append(float(v)), value, ordered=True)
         return value
 
+
+def values_seen(data: Dataset, method: str) -> list[float]:
+    """The loss at every evaluation of one fit."""
+    recorded = Recorded([])
     inputs = data.X, data.Y, equal_shares(data)
     gtol = tolerance(data)
     jax.block_until_ready(minimize(recorded, zero_params(data), inputs, method=method, gtol=gtol))
     jax.effects_barrier()
-    return values
+    return recorded.values

@@ -19,6 +19,7 @@ from jaxqn.loop import (
     Minimum,
     Path,
     Problem,
+    RootProblem,
     Tolerances,
     active,
     constant,
@@ -38,10 +39,12 @@ class BatchState(NamedTuple):
       lanes: lanes of the two stages, the full and the narrow one, which has 0 where there is none;
         int32, shape ``(devices, 2)``.
       trips: trips that the lanes of a stage made together, int32, shape ``(devices, 2)``.
+      njev: Jacobians that every problem evaluated, int32; 0 for a method that does not count them.
     """
 
     lanes: Array
     trips: Array
+    njev: Array
 
     def occupancy(self, nfev: Array) -> Array:
         """The share of lanes and trips that evaluated something needed, given all ``nfev``."""
@@ -70,7 +73,7 @@ class Operands(NamedTuple):
 
 
 def solve_batch(
-    problem: Problem,
+    problem: Problem | RootProblem,
     options: MinimizeOptions,
     arguments: tuple[Any, ...],
     *,
@@ -132,7 +135,7 @@ def _width(lanes: int | None, count: int, n: int, qn: QuasiNewton) -> int:
 def _solve(
     operands: Operands,
     *,
-    problem: Problem,
+    problem: Problem | RootProblem,
     layout: Layout,
     lanes: int,
     mesh: jax.sharding.Mesh | None,
@@ -159,7 +162,7 @@ def _solve(
     result, trips = queued(operands)
     result = jax.tree.map(lambda leaf: leaf[:count], result)
     widths = jnp.array([lanes, second_stage_lanes(lanes)], jnp.int32)
-    state: Any = BatchState(jnp.broadcast_to(widths, trips.shape), trips)
+    state: Any = BatchState(jnp.broadcast_to(widths, trips.shape), trips, result.state)
     return result._replace(state=state)
 
 
@@ -185,7 +188,7 @@ def _differentiable(
 
 
 def _queued(
-    operands: Operands, *, problem: Problem, layout: Layout, lanes: int
+    operands: Operands, *, problem: Problem | RootProblem, layout: Layout, lanes: int
 ) -> tuple[MinimizeResult, Array]:
     """The problems of one device."""
     mapped, shared, tol, H0, x_scale, target = operands
@@ -224,7 +227,7 @@ def _queued(
         status=status,
         nit=nit,
         nfev=nfev,
-        state=None,
+        state=ended.njev,
         aux=ended.aux,
         active=holds,
     )

@@ -52,7 +52,7 @@ class Ended(NamedTuple):
       f: value there.
       g: gradient there.
       aux: auxiliary output there, or ``None``.
-      counts: ``status``, ``nit`` and ``nfev``, int32, shape ``(3,)``.
+      counts: ``status``, ``nit``, ``nfev`` and ``njev``, int32, shape ``(4,)``.
     """
 
     x: ArrayTree
@@ -64,8 +64,13 @@ class Ended(NamedTuple):
     @property
     def ends(self) -> tuple[Array, Array, Array]:
         """Status, iterations and evaluations of every problem, each of shape ``(B,)``."""
-        status, nit, nfev = jnp.unstack(self.counts, axis=-1)
+        status, nit, nfev, _ = jnp.unstack(self.counts, axis=-1)
         return status, nit, nfev
+
+    @property
+    def njev(self) -> Array:
+        """Jacobians of every problem, shape ``(B,)``; 0 for a method that does not count them."""
+        return self.counts[..., 3]
 
 
 class Queue(NamedTuple):
@@ -180,7 +185,7 @@ def _started(queue: Queue, lanes: int) -> LanesState:
     blank = jax.tree.map(
         lambda leaf: jnp.zeros((queue.size, *leaf.shape[1:]), leaf.dtype), everyone
     )
-    counts = jnp.array([Status.STOPPED, 0, 0], jnp.int32)
+    counts = jnp.array([Status.STOPPED, 0, 0, 0], jnp.int32)
     ended = blank._replace(
         x=jax.vmap(lambda data: result(queue.begin(data), data).x)(
             queue.data(jnp.arange(queue.size))
@@ -201,7 +206,8 @@ def _started(queue: Queue, lanes: int) -> LanesState:
 
 def _result(queue: Queue, state: LoopState, data: Any) -> Ended:
     best = lowest_point(state, queue.method, queue.path(data, state.x_scale))
-    counts = jnp.stack([state.status, state.nit, state.nfev])
+    njev = getattr(state.approx, "njev", jnp.zeros_like(state.nit))
+    counts = jnp.stack([state.status, state.nit, state.nfev, njev])
     return Ended(best.x, best.f, best.g, best.aux, counts)
 
 

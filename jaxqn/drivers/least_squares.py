@@ -7,12 +7,14 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxqn._typing import Array, ArrayTree
-from jaxqn.checks import called, check_args, check_callback, check_x0
+from jaxqn.checks import answered, called, check_args, check_callback, check_x0
 from jaxqn.drivers.minimize import minimize
 from jaxqn.drivers.result import MinimizeResult, message_of, status_shown
+from jaxqn.drivers.summary import plot_history, shown, status_name, summary
 from jaxqn.formulas import Loss
 from jaxqn.linalg import vectors
 from jaxqn.loop import (
+    History,
     LoopState,
     MinimizeOptions,
     SumOfSquares,
@@ -36,12 +38,12 @@ class LeastSquaresResult(NamedTuple):
       residuals: r(x), as ``residuals`` returns it.
       grad: gradient of ``cost``, like ``x0``; where a bound holds, its multiplier.
       status: :class:`jaxqn.Status` as int32, shape ``()``.
-      nit: steps taken, int32.
-      nfev: evaluations of the residuals; of those that were not refused, with their Jacobian.
       active: which bound holds, like ``x``, int32: −1 the lower, 1 the upper, 0 none; ``None``
         where there are no bounds.
       state: everything needed to continue the run.
       aux: auxiliary output of ``residuals`` at ``x``, or ``None``.
+      history: the last steps, of a run with ``history=N``, else ``None``: a
+        :class:`jaxqn.History`.
     """
 
     x: ArrayTree
@@ -49,17 +51,27 @@ class LeastSquaresResult(NamedTuple):
     residuals: ArrayTree
     grad: ArrayTree
     status: Array
-    nit: Array
-    nfev: Array
     active: ArrayTree
     state: Any
     aux: Any
+    history: History | None = None
 
     def __repr__(self) -> str:
-        """A single status by name; the state by its type only."""
-        status = status_shown(self.status)
-        counts = f"status={status}, nit={self.nit}, nfev={self.nfev}, cost={self.cost}"
-        return f"LeastSquaresResult({counts}, x={self.x}, grad={self.grad})"
+        """A single status by name, large arrays by shape; no state."""
+        status, cost = status_shown(self.status), shown(self.cost)
+        counts = f"status={status}, nit={shown(self.nit)}, nfev={shown(self.nfev)}, cost={cost}"
+        x, residuals, grad = shown((self.x, self.residuals, self.grad))
+        return f"LeastSquaresResult({counts}, x={x}, residuals={residuals}, grad={grad})"
+
+    @property
+    def nit(self) -> Array:
+        """Steps taken, int32."""
+        return self.state.nit
+
+    @property
+    def nfev(self) -> Array:
+        """Evaluations of the residuals, int32; of those not refused, with their Jacobian."""
+        return self.state.nfev
 
     @property
     def success(self) -> Array:
@@ -71,7 +83,21 @@ class LeastSquaresResult(NamedTuple):
         """The status in words, with advice. Only for a single, concrete result."""
         return message_of(self.status)
 
+    @property
+    def status_name(self) -> Any:
+        """The status by name; of a batch, a NumPy array of names."""
+        return status_name(self.status)
 
+    def summary(self, errors: ArrayTree | None = None) -> str:
+        """The result as text; see :meth:`jaxqn.MinimizeResult.summary`."""
+        return summary(self, "cost", errors)
+
+    def plot_history(self, axis: Any = None) -> Any:
+        """A picture of ``history``; see :meth:`jaxqn.MinimizeResult.plot_history`."""
+        return plot_history(self.history, axis)
+
+
+@answered
 def least_squares(
     residuals: Callable[..., Any],
     x0: ArrayTree,
@@ -92,7 +118,9 @@ def least_squares(
     implicit: bool | str = True,
     state: LoopState | None = None,
     callback: Callable[[LeastSquaresResult], Any] | None = None,
+    callback_every: int = 1,
     progress: bool = False,
+    history: int = 0,
 ) -> LeastSquaresResult:
     """Fit parameters by least squares: minimise ½ Σ C² rho((rᵢ(x)/C)²), without or with bounds.
 
@@ -130,7 +158,9 @@ def least_squares(
       state: ``result.state`` of an earlier call, to continue where it stopped.
       callback: called after every step with the result so far; a true return value stops the run.
         Eager calls only.
-      progress: print a line to standard error about every second. Eager calls only.
+      callback_every: steps between two calls of it.
+      progress: see :func:`jaxqn.minimize`.
+      history: steps of which ``result.history`` keeps value, gradient and length: the last so many.
 
     Returns:
       A :class:`LeastSquaresResult`. A run that ends badly is a status, never an exception; SINGULAR
@@ -188,7 +218,9 @@ def least_squares(
         **{**options, "method": method},
         state=state,
         callback=None if callback is None else lambda result: callback(_completed(result, like)),
+        callback_every=callback_every,
         progress=progress,
+        history=history,
     )
     return _completed(result, like)
 
@@ -211,11 +243,10 @@ def _completed(result: MinimizeResult, like: ArrayTree) -> LeastSquaresResult:
         residuals=_like(result.state.point.linear.r, like),
         grad=result.jac,
         status=result.status,
-        nit=result.nit,
-        nfev=result.nfev,
         active=result.active,
         state=result.state,
         aux=result.aux,
+        history=result.history,
     )
 
 

@@ -7,13 +7,15 @@ from typing import Any
 import jax
 
 from jaxqn._typing import ArrayTree, Objective
-from jaxqn.checks import check_callback, check_x0
+from jaxqn.checks import answered, check_callback, check_count, check_x0, notice_function
 from jaxqn.drivers.progress import observed
 from jaxqn.drivers.result import MinimizeResult
 from jaxqn.drivers.resume import check_state, given_of, repacked
+from jaxqn.linalg import vectors
 from jaxqn.linesearch import LineSearch
 from jaxqn.loop import (
     Box,
+    History,
     LoopState,
     MinimizeOptions,
     Minimum,
@@ -27,15 +29,20 @@ from jaxqn.loop import (
     inside,
     lowest_point,
     memory_of,
+    no_history,
     problem_of,
     run,
+    run_watched,
     tolerances,
+    transformed,
+    watched,
 )
 from jaxqn.quasi_newton import QuasiNewton
 
 __all__ = ["minimize"]
 
 
+@answered
 def minimize(
     fun: Objective,
     x0: ArrayTree,
@@ -55,7 +62,9 @@ def minimize(
     implicit: bool | str = True,
     state: LoopState | None = None,
     callback: Callable[[MinimizeResult], Any] | None = None,
+    callback_every: int = 1,
     progress: bool = False,
+    history: int = 0,
 ) -> MinimizeResult:
     """Minimise a differentiable function of a pytree by a quasi-Newton method.
 
@@ -122,7 +131,12 @@ def minimize(
         ``hess_inv0=result.hess_inv`` if you like.
       callback: called after every iteration with the result so far; a true return value stops the
         run. Eager calls only.
-      progress: print a line to standard error about every second. Eager calls only.
+      callback_every: iterations between two calls of it. A call of Python after every iteration may
+        take longer than the iterations do.
+      progress: show value, gradient and rate about every second, on tqdm's bar if that is
+        installed, else in lines; on standard error. Eager calls only.
+      history: iterations of which ``result.history`` keeps value, gradient and step length: the
+        last so many.
 
     Returns:
       A :class:`MinimizeResult`. A run that ends badly is a status, never an exception.
@@ -173,28 +187,45 @@ def minimize(
     )
     problem = problem_of(fun, args, options)
     check_callback(callback)
+    if not transformed():
+        notice_function(getattr(fun, "residuals", fun))
+    every = check_count("callback_every", callback_every)
+    rows = check_count("history", history, least=0)
     x0, dtype, n = check_x0(x0)
     tol = tolerances(dtype, n, options)
     H0, x_scale = problem.starts(options, x0)
     data = args, box_of(options, x0)
     x0, tol, H0, x_scale, state, (args, box) = constant((x0, tol, H0, x_scale, state, data))
-    begin = functools.partial(_start, problem=problem)
-    if state is None:
-        state = begin(x0, args, H0, x_scale, box)
-    elif H0 is not None or x_scale is not None:
-        given = "hess_inv0" if x_scale is None else "x_scale"
-        raise ValueError(f"{given} is for a new run, but this one continues a state")
-    else:
-        if not problem.method.qn.dense:
-            state = repacked(state, x0)
-        like = [None if part is None else x0 for part in given_of(state)]
-        check_state(state, jax.eval_shape(begin, x0, args, *like, box))
-    go = functools.partial(_run, args=args, box=box, problem=problem)
+    state = _first_state(state, problem, x0, args, H0, x_scale, box)
+    go = functools.partial(_run, args=args, box=box, problem=problem, rows=rows)
     if callback is None and not progress:
         result = go(x0, state, tol)
     else:
-        result = observed(go, x0, state, tol, callback, progress)
+        result = observed(go, x0, state, tol, callback, every, progress)
     return _differentiable(result, *data, problem=problem) if problem.has_derivatives else result
+
+
+def _first_state(
+    state: LoopState | None,
+    problem: Problem,
+    x0: ArrayTree,
+    args: Any,
+    H0: Any,
+    x_scale: Any,
+    box: Box | None,
+) -> LoopState:
+    """A new state, or the one of an earlier run, checked."""
+    begin = functools.partial(_start, problem=problem)
+    if state is None:
+        return begin(x0, args, H0, x_scale, box)
+    if H0 is not None or x_scale is not None:
+        given = "hess_inv0" if x_scale is None else "x_scale"
+        raise ValueError(f"{given} is for a new run, but this one continues a state")
+    if not problem.method.qn.dense:
+        state = repacked(state, x0)
+    like = [None if part is None else x0 for part in given_of(state)]
+    check_state(state, jax.eval_shape(begin, x0, args, *like, box))
+    return state
 
 
 @functools.partial(jax.jit, static_argnames=("problem",))
@@ -205,7 +236,7 @@ def _start(
     return problem.start(x0, args, H0, x_scale, box)
 
 
-@functools.partial(jax.jit, static_argnames=("problem",))
+@functools.partial(jax.jit, static_argnames=("problem", "rows"))
 def _run(
     x0: ArrayTree,
     state: LoopState,
@@ -214,9 +245,15 @@ def _run(
     args: Any,
     box: Box | None,
     problem: Problem,
+    rows: int,
 ) -> MinimizeResult:
     """Run the loop to a status."""
-    state = run(state, functools.partial(problem.on_vectors, x0, args, box), problem.method, tol)
+    on_vectors, table = functools.partial(problem.on_vectors, x0, args, box), None
+    if rows:
+        table = no_history(rows, vectors.tree_dtype(x0))
+        state, table = run_watched(state, on_vectors, problem.method, tol, table, watched)
+    else:
+        state = run(state, on_vectors, problem.method, tol)
     path = problem.path(box, state.x_scale)
     best = lowest_point(state, problem.method, path, alone=True)
     nit, nfev, _, _ = Tally(*state.counts)
@@ -233,6 +270,7 @@ def _run(
         state=state,
         aux=best.aux,
         active=None if box is None else active(x, jac, box),
+        history=None if table is None else History(table, nit),
     )
 
 

@@ -9,11 +9,12 @@ import numpy as np
 
 from jaxqn._typing import Array, ArrayTree
 from jaxqn.checks import is_traced
+from jaxqn.drivers.summary import plot_history, shown, status_name, summary
 from jaxqn.linalg import dot, unpacked
 from jaxqn.loop import (
     MESSAGES,
+    History,
     LoopState,
-    Status,
     from_scaled,
     gradient_from_scaled,
     gradient_to_scaled,
@@ -38,17 +39,17 @@ __all__ = ["MinimizeResult", "message_of", "status_shown"]
 
 
 def status_shown(status: Any) -> Any:
-    """A single, concrete status by name; any other as it is."""
+    """A single, concrete status by name; any other as it is, or by its shape."""
     if isinstance(status, jax.Array) and not is_traced(status) and status.ndim == 0:
-        return Status(int(status)).name
-    return status
+        return status_name(status)
+    return shown(status)
 
 
-def message_of(status: Array) -> str:
+def message_of(status: Array, messages: Any = MESSAGES) -> str:
     """A single, concrete status in words."""
     if np.ndim(status):
         raise ValueError("message is for one problem; a batch has statuses: see result.status")
-    return MESSAGES[Status(int(status))]
+    return messages[status]
 
 
 NO_INVERSE = "the method 'residual' keeps no inverse Hessian: its matrices are those of residuals"
@@ -69,6 +70,8 @@ class MinimizeResult(NamedTuple):
       aux: auxiliary output of the objective at ``x``, or ``None``.
       active: which bound holds, like ``x``, int32: −1 the lower, 1 the upper, 0 none; ``None``
         where there are no bounds.
+      history: the last iterations, of a run with ``history=N``, else ``None``: a
+        :class:`jaxqn.History`.
     """
 
     x: ArrayTree
@@ -80,14 +83,14 @@ class MinimizeResult(NamedTuple):
     state: Any
     aux: Any = None
     active: ArrayTree = None
+    history: History | None = None
 
     def __repr__(self) -> str:
-        """A single status by name; the state, as large as H, by its type only."""
-        shown = (
-            f"status={status_shown(self.status)}, nit={self.nit}, nfev={self.nfev}, fun={self.fun}"
-        )
-        state = type(self.state).__name__
-        return f"MinimizeResult({shown}, x={self.x}, jac={self.jac}, aux={self.aux}, state={state})"
+        """A single status by name, large arrays by shape; no state, which is as large as H."""
+        x, jac, aux = shown((self.x, self.jac, self.aux))
+        status, fun = status_shown(self.status), shown(self.fun)
+        counts = f"status={status}, nit={shown(self.nit)}, nfev={shown(self.nfev)}, fun={fun}"
+        return f"MinimizeResult({counts}, x={x}, jac={jac}, aux={aux})"
 
     @property
     def success(self) -> Array:
@@ -98,6 +101,32 @@ class MinimizeResult(NamedTuple):
     def message(self) -> str:
         """The status in words, with advice. Only for a single, concrete result."""
         return message_of(self.status)
+
+    @property
+    def status_name(self) -> Any:
+        """The status by name, such as "CONVERGED"; of a batch, a NumPy array of names."""
+        return status_name(self.status)
+
+    def summary(self, errors: ArrayTree | None = None) -> str:
+        """The result as text: the status and what to do, and the parameters by name.
+
+        Of a batch, how many ended how, and where the value is largest.
+
+        Args:
+          errors: standard errors, like ``x``, to stand beside the parameters.
+        """
+        return summary(self, "fun", errors)
+
+    def plot_history(self, axis: Any = None) -> Any:
+        """A picture of ``history`` by matplotlib: value and gradient against evaluations.
+
+        Args:
+          axis: where to draw; by default a new figure.
+
+        Returns:
+          The axis.
+        """
+        return plot_history(self.history, axis)
 
     @property
     def hess_inv(self) -> Array:

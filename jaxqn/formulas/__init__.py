@@ -4,7 +4,20 @@ Other folders may import the names below, and the modules ``rules`` and ``update
 """
 
 from jaxqn.formulas import rules, updates
-from jaxqn.formulas.covariance import inverse_gram
+from jaxqn.formulas.broyden import (
+    JacobianCorrection,
+    broyden_bad_update,
+    broyden_good_update,
+    jacobian_correction,
+)
+from jaxqn.formulas.covariance import (
+    InverseCurvature,
+    gram_inverse,
+    hessian_inverse,
+    inverse_gram,
+    profiled_square,
+    sandwich,
+)
 from jaxqn.formulas.curvature import has_curvature, in_range, powell_damping, powell_fraction
 from jaxqn.formulas.kronecker import (
     Side,
@@ -15,6 +28,12 @@ from jaxqn.formulas.kronecker import (
 )
 from jaxqn.formulas.losses import LOSSES, Loss, rho_and_weight
 from jaxqn.formulas.low_rank import rank_one, rank_two, sherman_morrison
+from jaxqn.formulas.profile import (
+    ProfilePoint,
+    normal_quantile,
+    profile_trial,
+    student_quantile,
+)
 from jaxqn.formulas.rank_one_corrections import rank_one_correction, wedderburn
 from jaxqn.formulas.rules import (
     Correction,
@@ -52,8 +71,11 @@ from jaxqn.formulas.updates import (
 __all__ = [
     "LOSSES",
     "Correction",
+    "InverseCurvature",
+    "JacobianCorrection",
     "Loss",
     "Pair",
+    "ProfilePoint",
     "Rule",
     "Side",
     "SpectralCorrection",
@@ -61,6 +83,8 @@ __all__ = [
     "TrustRegionStep",
     "bfgs_rule",
     "bfgs_update",
+    "broyden_bad_update",
+    "broyden_good_update",
     "broyden_rule",
     "broyden_update",
     "check_choices",
@@ -68,20 +92,27 @@ __all__ = [
     "correction_vectors",
     "dfp_rule",
     "dfp_update",
+    "gram_inverse",
     "has_curvature",
     "hebden",
+    "hessian_inverse",
     "in_range",
     "inverse_gram",
+    "jacobian_correction",
     "kronecker_direction",
+    "normal_quantile",
     "osbfgs_rule",
     "osbfgs_update",
     "powell_damping",
     "powell_fraction",
+    "profile_trial",
+    "profiled_square",
     "rank_one",
     "rank_one_correction",
     "rank_two",
     "rho_and_weight",
     "rules",
+    "sandwich",
     "sherman_morrison",
     "side_by_factorisation",
     "side_by_rank_one",
@@ -95,6 +126,7 @@ __all__ = [
     "ssbroyden_rule",
     "ssbroyden_update",
     "structured_update",
+    "student_quantile",
     "trust_region_step",
     "updates",
     "wedderburn",

@@ -19,6 +19,7 @@ from jaxqn.checks import (
     check_hashable,
     check_implicit,
     check_initial,
+    check_keywords,
     check_x_scale,
     nonnegative,
     scalar_value,
@@ -96,13 +97,8 @@ DEFAULTS: MinimizeOptions = {
 
 
 def completed(caller: str, given: MinimizeOptions) -> MinimizeOptions:
-    """The options with defaults for those not given; an unknown one raises an error with a list."""
-    unknown = sorted(given.keys() - DEFAULTS.keys())
-    if unknown:
-        raise TypeError(
-            f"{caller} has no option {unknown[0]!r}; beside its own arguments it takes those of "
-            f"minimize: {', '.join(sorted(DEFAULTS))}"
-        )
+    """The options with defaults for those not given; an unknown one raises an error."""
+    check_keywords(caller, given, DEFAULTS)
     return {**DEFAULTS, **given}
 
 
@@ -257,7 +253,7 @@ def problem_of(fun: Any, args: Any, options: MinimizeOptions) -> Problem:
         fun = dataclasses.replace(fun, has_aux=(has_aux := has_aux or fun.has_aux))
     method = default_method(fun) if method is None else method
     in_line = linesearch is not None or options["bounds"] is not None
-    in_line |= method == "lsr1" and options["hess_inv0"] is not None
+    in_line |= str(method).casefold() == "lsr1" and options["hess_inv0"] is not None
     qn = method_by_name(method, in_line=in_line) if isinstance(method, str) else method
     bounded = options["bounds"] is not None
     check_method(qn, bounded=bounded)

@@ -26,7 +26,14 @@ from jaxqn.linalg import dot, vectors
 from jaxqn.loop.state import Point
 from jaxqn.quasi_newton import Normal, Wide
 
-__all__ = ["SumOfSquares", "curvature_along", "linearised", "nothing_linearised", "sum_of_squares"]
+__all__ = [
+    "SumOfSquares",
+    "both_ways",
+    "curvature_along",
+    "linearised",
+    "nothing_linearised",
+    "sum_of_squares",
+]
 
 Linear = Normal | Wide
 
@@ -179,7 +186,7 @@ def linearised(
       may_accept: says of a value whether the trial may be accepted.
     """
     if jacobian is None:
-        r, push, pull, aux = _both_ways(fun, z)
+        r, push, pull, aux = both_ways(fun, z)
     else:
         r, aux = fun(z)
     f, weights = objective.cost(r)
@@ -228,7 +235,7 @@ def curvature_along(fun: Callable[[Array], tuple[Array, Any]], z: Array, v: Arra
     return jax.jvp(slope, (z,), (v,))[1]
 
 
-def _both_ways(fun: Callable[..., Any], z: Array) -> tuple[Array, Any, Any, Any]:
+def both_ways(fun: Callable[..., Any], z: Array) -> tuple[Array, Any, Any, Any]:
     """Residuals, products with J, products with Jᵀ, and auxiliary data; fun is called once."""
     try:
         r, push, aux = jax.linearize(fun, z, has_aux=True)

@@ -1,10 +1,11 @@
 """How a run ended, in a number and in words."""
 
 import enum
+from typing import Any
 
 from jaxqn._typing import Array
 
-__all__ = ["MESSAGES", "Status", "succeeded"]
+__all__ = ["MESSAGES", "Messages", "Status", "succeeded"]
 
 
 class Status(enum.IntEnum):
@@ -24,7 +25,15 @@ class Status(enum.IntEnum):
     SINGULAR = 11
 
 
-MESSAGES: dict[Status, str] = {
+class Messages(dict[Status, str]):
+    """Messages by status; an array of one status, as a result has it, is a key too."""
+
+    def __getitem__(self, status: Any) -> str:
+        """What a status means and what to do."""
+        return super().__getitem__(Status(int(status)))
+
+
+_WORDS = {
     Status.RUNNING: "Still running: continue it with minimize(..., state=result.state).",
     Status.CONVERGED: "Converged: the gradient is within gtol, or without a gtol as small as "
     "rounding leaves it.",
@@ -51,6 +60,8 @@ MESSAGES: dict[Status, str] = {
     "Jacobian is nothing beside what it was, so that the residuals do not determine it. Start "
     "elsewhere, give bounds, or hold it by a lower bound equal to the upper.",
 }
+
+MESSAGES = Messages(_WORDS)
 """What each :class:`Status` means and what to do, as one or two sentences."""
 
 

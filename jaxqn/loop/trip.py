@@ -52,7 +52,7 @@ from jaxqn.loop.units import (
     units_of_zeros,
 )
 
-__all__ = ["lowest_point", "run", "start", "trip"]
+__all__ = ["lowest_point", "run", "run_watched", "start", "trip"]
 
 Evaluate = Callable[[ArrayTree, Point, Array, Callable[[Array], Array]], Point]
 """``(z, point, g_scale, may_accept) -> Point``, its gradient divided by ``g_scale``: the objective.
@@ -114,10 +114,26 @@ def start(
 
 def run(state: LoopState, on_vectors: OnVectors, method: Method, tol: Tolerances) -> LoopState:
     """Trips until there is a status."""
+    return run_watched(state, on_vectors, method, tol, (), lambda seen, _before, _after: seen)[0]
+
+
+def run_watched(
+    state: LoopState,
+    on_vectors: OnVectors,
+    method: Method,
+    tol: Tolerances,
+    seen: Any,
+    watch: Callable[[Any, LoopState, LoopState], Any],
+) -> tuple[LoopState, Any]:
+    """The same, with ``watch(seen, before, after) -> seen`` after every trip."""
+
+    def once(carry: tuple[LoopState, Any]) -> tuple[LoopState, Any]:
+        before, seen = carry
+        after = trip(before, on_vectors, method, tol)
+        return after, watch(seen, before, after)
+
     return jax.lax.while_loop(
-        lambda s: s.status == Status.RUNNING,
-        lambda s: trip(s, on_vectors, method, tol),
-        _revive(state, tol),
+        lambda carry: carry[0].status == Status.RUNNING, once, (_revive(state, tol), seen)
     )
 
 

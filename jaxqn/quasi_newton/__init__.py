@@ -3,6 +3,12 @@
 from jaxqn.quasi_newton.damping import damped
 from jaxqn.quasi_newton.dense import dense
 from jaxqn.quasi_newton.dense_state import DenseState, inverse_hessian
+from jaxqn.quasi_newton.inverse_jacobian import (
+    InverseJacobian,
+    JacobianState,
+    broyden_jacobian,
+    newton_jacobian,
+)
 from jaxqn.quasi_newton.lbfgs import lbfgs_memory
 from jaxqn.quasi_newton.lsr1 import lsr1_memory
 from jaxqn.quasi_newton.lsr1_region import RegionMemoryState, lsr1_trust_region
@@ -26,6 +32,8 @@ from jaxqn.quasi_newton.protocol import (
     check_method,
     check_quasi_newton,
 )
+from jaxqn.quasi_newton.root_methods import ROOT_METHODS, root_method
+from jaxqn.quasi_newton.secant_memory import SecantState, newton_krylov, secant_memory
 from jaxqn.quasi_newton.sr1_region import RegionState, known_matrix, sr1_trust_region
 from jaxqn.quasi_newton.stored_pairs import inverse_hessian_product, stored_pairs
 from jaxqn.quasi_newton.structured import (
@@ -38,9 +46,12 @@ from jaxqn.quasi_newton.structured import (
 
 __all__ = [
     "METHODS",
+    "ROOT_METHODS",
     "DenseState",
     "Descent",
     "Face",
+    "InverseJacobian",
+    "JacobianState",
     "MemoryState",
     "Model",
     "Normal",
@@ -48,11 +59,13 @@ __all__ = [
     "QuasiNewton",
     "RegionMemoryState",
     "RegionState",
+    "SecantState",
     "StructuredState",
     "Trial",
     "Wide",
     "absorb_noisy_pair",
     "bounded_direction",
+    "broyden_jacobian",
     "check_method",
     "check_quasi_newton",
     "corrected_newton",
@@ -67,8 +80,12 @@ __all__ = [
     "lsr1_trust_region",
     "method_by_name",
     "model_matrix",
+    "newton_jacobian",
+    "newton_krylov",
     "residual_space",
+    "root_method",
     "same_batch_pair",
+    "secant_memory",
     "spectrum_of",
     "sr1_trust_region",
     "stored_pairs",

@@ -1,5 +1,6 @@
 """The methods that go by a name."""
 
+from jaxqn.checks import nearest
 from jaxqn.formulas import (
     bfgs_rule,
     broyden_rule,
@@ -48,14 +49,19 @@ IN_A_LINE: dict[str, QuasiNewton] = {
 }
 """Of methods that step within a trust region, those that have a form for a line search, too."""
 
+ELSEWHERE = {"l-bfgs": "lbfgs", "l-bfgs-b": "lbfgs"}
+"""SciPy's names for methods that are known here by another."""
+
 
 def method_by_name(name: str, *, in_line: bool = False) -> QuasiNewton:
-    """The method of that name; for an unknown one, a ValueError that lists the names.
+    """The method of that name, in small or capital letters; a ValueError lists the known ones.
 
     With ``in_line``, where a line search or bounds are given, its form for a line search.
     """
-    try:
-        return IN_A_LINE.get(name, METHODS[name]) if in_line else METHODS[name]
-    except KeyError:
+    word = name.casefold()
+    word = ELSEWHERE.get(word, word)
+    if word not in METHODS:
         known = ", ".join(sorted(METHODS))
-        raise ValueError(f"unknown method {name!r}; the known ones are {known}") from None
+        hint = nearest(name, METHODS)
+        raise ValueError(f"unknown method {name!r}{hint}; the known ones are {known}")
+    return IN_A_LINE.get(word, METHODS[word]) if in_line else METHODS[word]

@@ -205,8 +205,8 @@ def check_method(method: Any, *, bounded: bool = False) -> None:
     """Raise unless ``method``, the option of a driver, is a :class:`QuasiNewton` fit for bounds."""
     if not isinstance(method, QuasiNewton):
         raise TypeError(
-            "method must be a name or a jaxqn.QuasiNewton such as jaxqn.dense(), but it is "
-            f"{described(method)}"
+            "method must be a name or a jaxqn.QuasiNewton such as jaxqn.lbfgs_memory(5), but it is "
+            f"{described(method)}; jaxqn.lbfgs() and its like are transformations, for optax"
         )
     in_parameters = isinstance(method.model, Model) and method.model.matrix is not None
     takes_bounds = method.advance_on_face or method.renew or in_parameters

@@ -92,5 +92,5 @@ def test_a_model_with_mutable_state():
 
 
 def test_an_unknown_option():
-    with pytest.raises(TypeError, match="Minimize has no option 'tol'"):
+    with pytest.raises(TypeError, match="Minimize has no argument 'tol'"):
         Minimize(tol=1e-3)

@@ -11,7 +11,10 @@ Workloads, each printing jaxqn and every installed peer side by side:
   batch       independent small fits per second
   compile     trace + compile of a solve over that of its objective
   pinn        a physics-informed network for the 3-D Poisson equation
+  roots       square systems of equations, and a fixed point of dimension 1e4
   residuals   least squares: NIST, CUTEst, bounds, losses, batches, a network
+  derivatives derivatives of solutions: accuracy, time and memory
+  errors      covariances, the check of nonlinearity, profile intervals
   behaviour   scaling, float32 and optax-composition cases, pass or fail
   honest      how often CONVERGED is not true, and a minimum not called one
   eager       cost of a second eager call
@@ -49,7 +52,10 @@ WORKLOADS = (
     "batch",
     "compile",
     "pinn",
+    "roots",
     "residuals",
+    "derivatives",
+    "errors",
     "behaviour",
     "honest",
     "eager",

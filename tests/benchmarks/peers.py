@@ -17,7 +17,6 @@ is not on a package index. Name a copy of it in the environment variable
 import functools
 import importlib
 import importlib.util
-import inspect
 import os
 import warnings
 from collections.abc import Sequence
@@ -251,10 +250,11 @@ def our_solvers() -> tuple[Solver, ...]:
     """One solver per method of the jaxqn that is installed, default first."""
     if not _importable("jaxqn"):
         return ()
-    import jaxqn
+    from jaxqn.demo.iris import METHODS
+    from jaxqn.loop import default_method
 
-    default = inspect.signature(jaxqn.minimize).parameters["method"].default
-    methods = [name for name in jaxqn.METHODS if name != "newton"]  # Hessians are another budget
+    default = default_method(None)
+    methods = [name for name in METHODS if name != "newton"]  # Hessians are another budget
     names = sorted(methods, key=lambda name: name != default)
     return tuple(Solver(f"jaxqn-{n}", "jaxqn", True, _jaxqn(n)) for n in names)
 

@@ -512,6 +512,47 @@ def test_jaxopt_lbfgs(jaxopt):
     at_the_solution(there.run(X0, *ARGS).params, here.x)
 
 
+def bent(x, a):
+    """Two equations, whose root is (a, a²)."""
+    return jnp.stack([10 * (x[1] - x[0] ** 2), a - x[0]])
+
+
+def contraction(x, a):
+    """Its fixed point is (a, a²)."""
+    return jnp.stack([0.5 * (x[0] + a), 0.5 * (x[1] + x[0] ** 2)])
+
+
+@row(
+    '`scipy.optimize.root(F, x0, args=args, method="hybr")`, `"broyden1"`, `"krylov"`, `"anderson"`'
+)
+def test_scipy_root():
+    start = np.array([1.0, 1.0])
+    for there, here in (("hybr", "broyden"), ("krylov", "newton-krylov"), ("anderson", "anderson")):
+        found = scipy.optimize.root(jax.jit(bent), start, args=(A,), method=there)
+        at_the_solution(found.x, jaxqn.root(bent, jnp.asarray(start), ARGS, method=here).x)
+
+
+@row(
+    "`optimistix.root_find(F, optimistix.Newton(rtol, atol), y0, args)`, "
+    "`jaxopt.Broyden(F).run(x0, *args)`"
+)
+def test_root_finders(optimistix):
+    solver = optimistix.Newton(rtol=1e-8, atol=1e-8)
+    there = optimistix.root_find(bent, solver, X0, ARGS[0])
+    at_the_solution(there.value, jaxqn.root(bent, X0, ARGS, method="newton").x)
+    at_the_solution(jaxqn.root(bent, X0, ARGS).x)
+
+
+@row(
+    "`optimistix.fixed_point(g, solver, y0, args)`, "
+    "`jaxopt.AndersonAcceleration(g, history_size=5).run(x0, *args)`"
+)
+def test_fixed_points(jaxopt):
+    solver = jaxopt.AndersonAcceleration(contraction, history_size=5, tol=1e-8)
+    there = solver.run(X0, *ARGS).params
+    at_the_solution(there, jaxqn.fixed_point(contraction, X0, ARGS, memory=5).x)
+
+
 @row("`jaxopt.LevenbergMarquardt(r).run(x0, *args)`, `jaxopt.GaussNewton(r)`")
 def test_jaxopt_least_squares(jaxopt):
     here = least_squares(residuals, X0, ARGS)

@@ -420,7 +420,7 @@ def test_lanes_stay_busy():
     order = np.resize(calm, 32 * MANY)
     order[5::150] = heavy[: order[5::150].size]
     result = batch(x[order], taken(data, order), lanes=MANY, maxfun=300)
-    nfev, (lanes,), (trips,) = map(np.asarray, (result.nfev, *result.state))
+    nfev, (lanes,), (trips,) = map(np.asarray, (result.nfev, *result.state[:2]))
     assert nfev.max() > 8 * nfev.mean()
     assert lanes.tolist() == [MANY, second_stage_lanes(MANY)]
     occupancy = nfev.sum() / (trips @ lanes)
@@ -518,7 +518,7 @@ def test_a_target_stops_the_runs(which):
     np.testing.assert_array_equal(runs.x[~begun], starts()[~begun])
     assert np.all(runs.fun[~begun] == np.inf)
     # Nearly every evaluation made is in the results.
-    (lanes,), (trips,) = runs.state
+    (lanes,), (trips,) = runs.state[:2]
     assert 0.8 * (lanes @ trips) <= runs.nfev.sum() <= lanes @ trips
 
 

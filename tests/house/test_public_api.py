@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import typing
+import warnings
 from pathlib import Path
 
 import jax
@@ -53,7 +54,7 @@ def test_all_is_what_there_is():
         for name, value in vars(jaxqn).items()
         if not name.startswith("_") and not inspect.ismodule(value)
     }
-    assert set(jaxqn.__all__) == public
+    assert set(jaxqn.__all__) == public | {"derivatives"}
     assert len(set(jaxqn.__all__)) == len(jaxqn.__all__)
 
 
@@ -117,17 +118,41 @@ def test_options_are_keywords():
 
 def test_every_driver_takes_the_options_of_minimize():
     """`MinimizeOptions` is what the batched doors take; `minimize` spells it out."""
-    keywords = jaxqn.minimize.__kwdefaults__
+    keywords = inspect.unwrap(jaxqn.minimize).__kwdefaults__
     known = set(typing.get_type_hints(MinimizeOptions))
     assert known == set(DEFAULTS)
     assert {name: keywords[name] for name in DEFAULTS} == DEFAULTS
-    assert set(keywords) - known == {"state", "callback", "progress"}
+    assert set(keywords) - known == {"state", "callback", "callback_every", "progress", "history"}
 
 
 @pytest.mark.parametrize("door", ["minimize_batch", "multi_start", "minimize_stream"])
 def test_an_unknown_option_is_answered_with_a_list(door):
-    with pytest.raises(TypeError, match=rf"{door} has no option 'tol'.*gtol, has_aux, hess_inv0"):
-        getattr(jaxqn, door)(sum_of_squares, jax.numpy.ones((3, 2)), tol=1e-3)
+    with pytest.raises(TypeError, match=rf"{door} has no argument 'x_tol'.*gtol, has_aux, hess_in"):
+        getattr(jaxqn, door)(sum_of_squares, jax.numpy.ones((3, 2)), x_tol=1e-3)
+
+
+@pytest.mark.parametrize("door", ["minimize", "minimize_batch", "least_squares"])
+@pytest.mark.parametrize(
+    ("word", "answer"),
+    [
+        ("tol", "gtol="),
+        ("options", "gtol=1e-5, maxiter=99"),
+        ("jac", "JAX"),
+        ("max_iter", "max"),
+    ],
+)
+def test_words_of_other_libraries_are_answered(door, word, answer):
+    if (door, word) == ("least_squares", "jac"):
+        pytest.skip("an argument there")
+    with pytest.raises(TypeError, match=rf"{door} has no argument '{word}'.*{answer}"):
+        getattr(jaxqn, door)(sum_of_squares, jax.numpy.ones((3, 2)), **{word: 1})
+
+
+def test_a_slip_of_the_pen_is_answered():
+    with pytest.raises(TypeError, match=r"'maxitr' \(did you mean 'maxiter'\?\)"):
+        jaxqn.minimize(sum_of_squares, jax.numpy.ones(2), maxitr=3)
+    with pytest.raises(ValueError, match=r"'bgfs' \(did you mean 'bfgs'\?\)"):
+        jaxqn.minimize(sum_of_squares, jax.numpy.ones(2), method="bgfs")
 
 
 def test_public_modules():
@@ -185,3 +210,18 @@ def test_results_survive_pickling():
 
 def sum_of_squares(x):
     return x @ x
+
+
+def test_the_same_code_again_and_again_is_noticed():
+    """A new function object compiles anew; a word after the third, and only one."""
+
+    def fit(a):
+        return jaxqn.minimize(lambda x: (x - a) ** 2, 0.0, maxiter=0)
+
+    fit(1.0), fit(2.0)
+    with pytest.warns(UserWarning, match=r"3 new function objects.*through args"):
+        fit(3.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit(4.0)
+        jax.jit(fit)(5.0)

@@ -22,35 +22,22 @@ EVALUATIONS = (500, 1000, 2000)
 STEPS = 20
 
 
-def by_points(residual):
-    """The residuals at many points, each row of the Jacobian from its own point.
+def by_points(*functions):
+    """Each function ``(x, point)`` at its own set of points, all in one array."""
 
-    Without this rule every derivative passes through all points: a Jacobian
-    costs as many gradients of the whole loss as it has rows.
+    def at(x, *points):
+        pairs = zip(functions, points, strict=True)
+        return jnp.concatenate([jax.vmap(f, (None, 0))(x, p) for f, p in pairs])
 
-    Args:
-      residual: ``(x, point) -> ()``.
-    """
-    rows = jax.vmap(jax.value_and_grad(residual), (None, 0))
-
-    @jax.custom_jvp
-    def residuals(x, points):
-        return jax.vmap(residual, (None, 0))(x, points)
-
-    @residuals.defjvp
-    def rule(primals, tangents):
-        r, J = rows(*primals)
-        return r, J @ tangents[0]
-
-    return residuals, rows
+    return at
 
 
 def problem(seed: int):
     """The problem of ``pinn.problem``, as residuals.
 
     Returns:
-      ``(fun, residual, both, x0, args, error)``: the scalar loss, the residuals,
-      the residuals with their Jacobian, and what ``pinn.problem`` returns.
+      ``(fun, residual, jacobian, x0, args, error)``: the scalar loss, the residuals,
+      their Jacobian, a gradient per point, and what ``pinn.problem`` returns.
     """
     fun, x0, args, error = pinn.problem(seed)
     params = objectives.mlp_init(pinn.SIZES, jax.random.split(jax.random.key(seed), 4)[0])
@@ -67,23 +54,16 @@ def problem(seed: int):
     def on_boundary(x, point):
         return weights[1] * at(x, point)
 
-    (inner, inner_rows), (outer, outer_rows) = by_points(inside), by_points(on_boundary)
-
-    def residual(x, interior, boundary):
-        return jnp.concatenate([inner(x, interior), outer(x, boundary)])
-
-    def both(x, interior, boundary):
-        parts = inner_rows(x, interior), outer_rows(x, boundary)
-        return tuple(jnp.concatenate(pair) for pair in zip(*parts, strict=True))
-
-    return fun, residual, both, x0, args, error
+    residual = by_points(inside, on_boundary)
+    jacobian = by_points(jax.grad(inside), jax.grad(on_boundary))
+    return fun, residual, jacobian, x0, args, error
 
 
-def linear_algebra(both):
+def linear_algebra(residual, jacobian):
     """One step's floor: the Jacobian J, J J', its Cholesky factor, a solve."""
 
     def step(x, *args):
-        r, J = both(x, *args)
+        r, J = residual(x, *args), jacobian(x, *args)
         gram = J @ J.T + 1e-3 * jnp.eye(r.size, dtype=r.dtype)
         factor = jnp.linalg.cholesky(gram)
         return x - 1e-20 * (J.T @ jax.scipy.linalg.cho_solve((factor, True), r))
@@ -115,13 +95,13 @@ def main(options) -> dict:
         return {}
     import jaxqn
 
-    fun, residual, both, x0, args, error = problem(0)
+    fun, residual, jacobian, x0, args, error = problem(0)
 
     @jax.jit
     def fit(jacobians, x0, *args):
         # The first point has a Jacobian, and so has each accepted one.
         r = jaxqn.least_squares(
-            residual, x0, args, method="residual", gtol=0.0, maxiter=jacobians - 1
+            residual, x0, args, jac=jacobian, method="residual", gtol=0.0, maxiter=jacobians - 1
         )
         return r.x, r.nfev
 
@@ -136,7 +116,7 @@ def main(options) -> dict:
     counts = EVALUATIONS[:1] if options.quick else EVALUATIONS
     print("ssbroyden, by evaluations")
     results["ssbroyden"] = errors_after(minimize, counts, x0, args, error)
-    floor = timing.loop_of(linear_algebra(both), STEPS)
+    floor = timing.loop_of(linear_algebra(residual, jacobian), STEPS)
     calls = {
         "alone": timing.compiled(floor, x0, *args),
         "residual": lambda: fit(STEPS + 1, x0, *args),
