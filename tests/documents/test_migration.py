@@ -337,7 +337,7 @@ def test_scipy_disp_and_return_all(capsys):
     here = minimize(valley, X0, ARGS, progress=True, callback=lambda r: path.append(r.x))
     printed = capsys.readouterr()
     assert f"Iterations: {there.nit}" in printed.out
-    assert re.search(rf"iteration +{here.nit} +evaluations +{here.nfev}", printed.err)
+    assert re.search(rf"{here.nit} iterations.*evaluations +{here.nfev}\b", printed.err)
     assert len(there.allvecs) == there.nit + 1  # with x0
     assert len(path) == here.nit
     at_the_solution(there.allvecs[-1], path[-1])
@@ -645,8 +645,8 @@ def test_no_reverse_mode_through_the_iterations(jaxopt):
         return solver.run(jnp.zeros(()), a).params
 
     np.testing.assert_allclose(jax.grad(there)(*ARGS), 1.0, rtol=1e-6)
-    with pytest.raises(NotImplementedError, match="custom_root"):
-        jax.grad(lambda a: minimize(valley, X0, (a,)).x[0])(*ARGS)
+    slope = jax.grad(lambda a: minimize(valley, X0, (a,)).x[0])(*ARGS)
+    np.testing.assert_allclose(slope, 1.0, rtol=1e-6)
 
 
 @row("`jit=False`")
