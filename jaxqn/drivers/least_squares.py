@@ -38,6 +38,8 @@ class LeastSquaresResult(NamedTuple):
       residuals: r(x), as ``residuals`` returns it.
       grad: gradient of ``cost``, like ``x0``; where a bound holds, its multiplier.
       status: :class:`jaxqn.Status` as int32, shape ``()``.
+      nit: steps taken, int32.
+      nfev: evaluations of the residuals; of those that were not refused, with their Jacobian.
       active: which bound holds, like ``x``, int32: −1 the lower, 1 the upper, 0 none; ``None``
         where there are no bounds.
       state: everything needed to continue the run.
@@ -51,6 +53,8 @@ class LeastSquaresResult(NamedTuple):
     residuals: ArrayTree
     grad: ArrayTree
     status: Array
+    nit: Array
+    nfev: Array
     active: ArrayTree
     state: Any
     aux: Any
@@ -62,16 +66,6 @@ class LeastSquaresResult(NamedTuple):
         counts = f"status={status}, nit={shown(self.nit)}, nfev={shown(self.nfev)}, cost={cost}"
         x, residuals, grad = shown((self.x, self.residuals, self.grad))
         return f"LeastSquaresResult({counts}, x={x}, residuals={residuals}, grad={grad})"
-
-    @property
-    def nit(self) -> Array:
-        """Steps taken, int32."""
-        return self.state.nit
-
-    @property
-    def nfev(self) -> Array:
-        """Evaluations of the residuals, int32; of those not refused, with their Jacobian."""
-        return self.state.nfev
 
     @property
     def success(self) -> Array:
@@ -243,6 +237,8 @@ def _completed(result: MinimizeResult, like: ArrayTree) -> LeastSquaresResult:
         residuals=_like(result.state.point.linear.r, like),
         grad=result.jac,
         status=result.status,
+        nit=result.nit,
+        nfev=result.nfev,
         active=result.active,
         state=result.state,
         aux=result.aux,

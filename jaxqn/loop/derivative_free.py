@@ -208,7 +208,10 @@ def _replan(
     prospects = _prospects(state, outcome, line, aim.steep, jnp.sqrt(ss), run)
     size = jnp.where(moved, outcome.sizes[0], run.now.g_norm)
     now = run.now._replace(
-        g_norm=size, jac_norm=size, f_first=jnp.where(run.first, new.f, run.now.f_first)
+        g_norm=size,
+        jac_norm=size,
+        f_first=jnp.where(run.first, new.f, run.now.f_first),
+        xx_first=jnp.where(run.first, vectors.vdot(new.x, new.x), run.now.xx_first),
     )
     no = jnp.zeros_like(moved)
     search = LineSearch(jnp.stack(line))
@@ -234,7 +237,8 @@ def _prospects(
         return ~jnp.any(jnp.stack(over))
 
     root = known & within(max(1e-12, 8 * digit))
-    root |= new.f == 0
+    vanished = vectors.vdot(new.x, new.x) <= 1e-16 * run.now.xx_first
+    root |= (new.f == 0) | (~run.first & vanished & (new.f <= 1e-32 * run.now.f_first))
     nearly = within(digit**0.5) & (line.d_size <= digit**0.5 * line.x_size)
     short = line.alpha * line.d_size <= 4 * digit * line.x_size
     stationary = line.cosine <= digit**0.5

@@ -223,6 +223,7 @@ def _replan(
         g_norm=size,
         jac_norm=size,
         f_first=jnp.where(run.first, new.f, run.now.f_first),
+        xx_first=jnp.where(run.first, dot(new.x, new.x), run.now.xx_first),
     )
     no = jnp.zeros_like(moved)
     step = jnp.where(moved, s, 0)
@@ -277,6 +278,9 @@ def _prospects(
     known = (last <= SHORT * x_size) & (_norm(new.g) * last <= 10 * within * varies)
     known = (region.exact > 0) | (outcome.judged.moved & known) | (new.f == 0)
     root = known & jnp.all(within * rows >= F)
+    # At x = 0 no digit of x explains F. Where J is singular there, x comes to it slowly.
+    vanished = dot(new.x, new.x) <= 1e-16 * run.now.xx_first
+    root |= ~run.first & vanished & (new.f <= 1e-32 * run.now.f_first)
     nearly = jnp.all(digit**0.5 * rows >= F) & (full <= digit**0.5 * x_size)
     size = jnp.where(columns > 0, columns, 1) * jnp.sqrt(2 * new.f)
     stationary = jnp.all(jnp.abs(g) <= digit**0.5 * size)

@@ -252,8 +252,8 @@ def problem_of(fun: Any, args: Any, options: MinimizeOptions) -> Problem:
     if squares:
         fun = dataclasses.replace(fun, has_aux=(has_aux := has_aux or fun.has_aux))
     method = default_method(fun) if method is None else method
-    in_line = linesearch is not None or options["bounds"] is not None
-    in_line |= str(method).casefold() == "lsr1" and options["hess_inv0"] is not None
+    along = (linesearch, options["bounds"], options["hess_inv0"])
+    in_line = any(option is not None for option in along)
     qn = method_by_name(method, in_line=in_line) if isinstance(method, str) else method
     bounded = options["bounds"] is not None
     check_method(qn, bounded=bounded)

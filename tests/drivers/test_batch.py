@@ -358,7 +358,7 @@ def outside_loops(jaxpr):
                     yield from outside_loops(getattr(jaxpr_in, "jaxpr", jaxpr_in))
 
 
-OTHERS = ("newton", "lbfgs", "structured", "lm", "residual")
+OTHERS = ("newton", "lbfgs", "lsr1", "structured", "lm", "residual")
 DENSE = [method for method in jaxqn.METHODS if method not in OTHERS]
 
 
@@ -373,7 +373,8 @@ def traced(method, lanes, n=13):
 
 
 @pytest.mark.parametrize(
-    ("method", "lanes"), [("osbfgs", 5), ("lbfgs", MANY), *((method, MANY) for method in DENSE)]
+    ("method", "lanes"),
+    [("osbfgs", 5), ("lbfgs", MANY), ("lsr1", MANY), *((method, MANY) for method in DENSE)],
 )
 def test_a_loop_for_either_width_with_one_objective_site_each(method, lanes):
     """No loop in the loop evaluates: no lane waits for another's line search."""

@@ -159,7 +159,8 @@ def test_states_are_small(path):
         return
     for name, kind in inspect.getmembers(pytest.importorskip(module), inspect.isclass):
         if kind.__module__ == module and hasattr(kind, "_fields"):
-            assert len(kind._fields) <= MAX_FIELDS, name
+            result = name.endswith("Result")  # what a user reads, all at one level
+            assert len(kind._fields) <= MAX_FIELDS + result, name
 
 
 def test_no_library_code_touches_global_configuration():

@@ -53,6 +53,7 @@ def test_it_walks_the_path_of_minimize(name):
         rosenbrock,
         jnp.asarray(by_name("rosenbrock").x0),
         method=name,
+        linesearch=wolfe(),  # "sr1" steps along a line then
         maxiter=steps,
         callback=lambda result: driver.append((result.x, int(result.nfev))),
     )
