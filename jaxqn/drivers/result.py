@@ -137,8 +137,8 @@ class MinimizeResult(NamedTuple):
 
         Of a sum of squares it is the inverse of JᵀJ, or of JᵀJ + S where S was in use. Otherwise
         it is what the method needed, which for the self-scaled ones may be far from the inverse of
-        the Hessian, and for "sr1" indefinite; for standard errors invert
-        :func:`jaxqn.derivatives.hessian` at ``x``.
+        the Hessian, and for "sr1" indefinite; for standard errors take
+        :func:`jaxqn.covariance`.
         """
         if isinstance(self._linear, Normal):
             return _inverse_model(self.state)
