@@ -94,8 +94,8 @@ def minimize(
         Spedicato's test for self-scaling. The others are "ssbfgs", "ssbroyden", "bfgs", "broyden",
         "dfp", "lbfgs", "sr1", "lsr1" and "newton". "sr1" and "lsr1" step within a trust region
         (:func:`jaxqn.sr1_trust_region`, :func:`jaxqn.lsr1_trust_region`); with ``bounds``, a
-        ``linesearch`` or ``hess_inv0`` these names stand for their forms that search along lines. Of a
-        :func:`jaxqn.sum_of_squares` the default is "structured", and "lm" and "residual" are
+        ``linesearch`` or ``hess_inv0`` these names stand for their forms that search along lines.
+        Of a :func:`jaxqn.sum_of_squares` the default is "structured", and "lm" and "residual" are
         others: see :func:`jaxqn.least_squares`.
       linesearch: a :class:`jaxqn.LineSearch`; by default :func:`jaxqn.wolfe`.
       gtol: stop when the largest entry of the gradient is at most this; with bounds, of
