@@ -11,6 +11,7 @@ import numpy as np
 from jaxqn._typing import Array
 from jaxqn.checks import check_hashable, is_traced
 from jaxqn.drivers.least_squares import LeastSquaresResult, least_squares
+from jaxqn.drivers.small_programs import eager_program
 from jaxqn.formulas import inverse_gram
 
 __all__ = ["curve_fit"]
@@ -129,7 +130,7 @@ def _whitening(sigma: Any, ydata: Array) -> Array | None:
     return factor
 
 
-@functools.partial(jax.jit, static_argnames=("residuals",))
+@eager_program("residuals")
 def _covariance(p: Array, args: Any, *, residuals: Callable[..., Array]) -> Array:
     """(JᵀJ)⁻¹ at p, infinite where J has not full rank."""
     try:

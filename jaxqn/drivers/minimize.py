@@ -11,6 +11,7 @@ from jaxqn.checks import answered, check_callback, check_count, check_x0, notice
 from jaxqn.drivers.progress import observed
 from jaxqn.drivers.result import MinimizeResult
 from jaxqn.drivers.resume import check_state, given_of, repacked
+from jaxqn.drivers.small_programs import eager_program
 from jaxqn.linalg import vectors
 from jaxqn.linesearch import LineSearch
 from jaxqn.loop import (
@@ -228,7 +229,7 @@ def _first_state(
     return state
 
 
-@functools.partial(jax.jit, static_argnames=("problem",))
+@eager_program("problem")
 def _start(
     x0: ArrayTree, args: Any, H0: Any, x_scale: Any, box: Box | None, *, problem: Problem
 ) -> LoopState:
@@ -236,7 +237,7 @@ def _start(
     return problem.start(x0, args, H0, x_scale, box)
 
 
-@functools.partial(jax.jit, static_argnames=("problem", "rows"))
+@eager_program("problem", "rows")
 def _run(
     x0: ArrayTree,
     state: LoopState,

@@ -1,6 +1,5 @@
 """Profile-likelihood intervals: ``profile_intervals(fun, result, args)``."""
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -28,7 +27,8 @@ from jaxqn.drivers.profile_search import (
     OPEN,
     search,
 )
-from jaxqn.drivers.uncertainty import check_noise
+from jaxqn.drivers.small_programs import eager_program
+from jaxqn.drivers.uncertainty import check_noise, minimum_of
 from jaxqn.formulas import normal_quantile, student_quantile
 from jaxqn.loop import Box, SumOfSquares
 
@@ -118,7 +118,8 @@ def profile_intervals(
     Args:
       fun: the objective that was minimised: a negative log likelihood, or a
         :func:`jaxqn.sum_of_squares` with the loss "linear".
-      result: its minimum: what :func:`jaxqn.minimize` or :func:`jaxqn.least_squares` returned.
+      result: its minimum: what :func:`jaxqn.minimize` or :func:`jaxqn.least_squares` returned, or
+        the point.
       args: further arguments of ``fun``.
       level: the probability of the interval.
       parameters: those wanted, by default all: a key of the dictionary x or a list of keys (indices
@@ -162,7 +163,7 @@ def profile_intervals(
             "the errors of jaxqn.covariance, which are those of a sandwich"
         )
     how = check_noise(fun, "hessian", noise)
-    x, dtype, _ = check_x0(result.x)
+    x, dtype, _ = check_x0(minimum_of(result))
     which = check_parameters(parameters, x)
     box = None if bounds is None else Box(*check_bounds(bounds, x))
     return _intervals(
@@ -178,7 +179,7 @@ def profile_intervals(
     )
 
 
-@functools.partial(jax.jit, static_argnames=("objective", "noise", "which", "has_aux"))
+@eager_program("objective", "noise", "which", "has_aux")
 def _intervals(
     x: ArrayTree,
     args: Any,

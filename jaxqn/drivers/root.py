@@ -12,6 +12,7 @@ from jaxqn.checks import check_callback, check_x0
 from jaxqn.drivers.progress import observed
 from jaxqn.drivers.resume import check_state
 from jaxqn.drivers.root_result import RootResult, like_returned
+from jaxqn.drivers.small_programs import eager_program
 from jaxqn.loop import (
     LoopState,
     RootOptions,
@@ -168,13 +169,13 @@ def _numbers(result: RootResult) -> str:
     return f"Jacobians {int(result.njev)}  max|F| {size:.3e}"
 
 
-@functools.partial(jax.jit, static_argnames=("problem",))
+@eager_program("problem")
 def _start(x0: ArrayTree, args: Any, J0: Any, x_scale: Any, *, problem: RootProblem) -> LoopState:
     """The state before the first evaluation."""
     return problem.start(x0, args, J0, x_scale)
 
 
-@functools.partial(jax.jit, static_argnames=("problem",))
+@eager_program("problem")
 def _run(
     x0: ArrayTree, state: LoopState, tol: Tolerances, *, args: Any, problem: RootProblem
 ) -> RootResult:

@@ -1,6 +1,5 @@
 """The covariance of parameters at a solution: ``covariance(fun, x, args)``."""
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -17,12 +16,15 @@ from jaxqn.checks import (
     is_traced,
 )
 from jaxqn.drivers.covariance_result import Covariance, like
+from jaxqn.drivers.least_squares import LeastSquaresResult
 from jaxqn.drivers.local_curvature import Local, flat_objective, local
 from jaxqn.drivers.nonlinearity import nonlinearity
+from jaxqn.drivers.result import MinimizeResult
+from jaxqn.drivers.small_programs import eager_program
 from jaxqn.linalg import dot, safe_divide
 from jaxqn.loop import Box, SumOfSquares
 
-__all__ = ["Noise", "check_noise", "covariance"]
+__all__ = ["Noise", "check_noise", "covariance", "minimum_of"]
 
 KINDS = ("hessian", "observed", "sandwich")
 
@@ -54,7 +56,7 @@ def covariance(
 
     Args:
       fun: the objective that was minimised, ``fun(x, *args)``.
-      x: its minimum, such as ``result.x``.
+      x: its minimum, or the result of the fit.
       args: further arguments of ``fun``.
       kind: "hessian"; of sums of squares also "observed", the exact Hessian for JᵀJ, and
         "sandwich", (JᵀJ)⁻¹ (Σ rᵢ² JᵢᵀJᵢ) (JᵀJ)⁻¹ m/(m − n), for residuals that differ in size. A
@@ -102,7 +104,7 @@ def covariance(
     check_hashable(fun)
     check_args(args)
     noise = check_noise(fun, kind, noise)
-    x, dtype, _ = check_x0(x)
+    x, dtype, _ = check_x0(minimum_of(x))
     box = None if bounds is None else Box(*check_bounds(bounds, x))
     sigma = jnp.asarray(1.0 if noise.sigma is None else noise.sigma).astype(dtype)
     return _covariance(
@@ -116,6 +118,11 @@ def covariance(
         profile=bool(profile),
         has_aux=bool(has_aux) and not squares,
     )
+
+
+def minimum_of(fit: Any) -> ArrayTree:
+    """The point of a result, or the point that was given for it."""
+    return fit.x if isinstance(fit, MinimizeResult | LeastSquaresResult) else fit
 
 
 class Noise(NamedTuple):
@@ -163,7 +170,7 @@ def check_noise(fun: Any, kind: str, noise: Any) -> Noise:
     return Noise("known", noise if is_traced(noise) else check_number("noise", noise, "positive"))
 
 
-@functools.partial(jax.jit, static_argnames=("objective", "kind", "noise", "profile", "has_aux"))
+@eager_program("objective", "kind", "noise", "profile", "has_aux")
 def _covariance(
     x: ArrayTree,
     args: Any,

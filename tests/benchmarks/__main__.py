@@ -9,6 +9,7 @@ Workloads, each printing jaxqn and every installed peer side by side:
   dense       time per iteration over one read of the n-by-n matrix
   limited     time per iteration over one read of the limited-memory history
   batch       independent small fits per second
+  first_call  a fresh process: import, compile and fit three parameters
   compile     trace + compile of a solve over that of its objective
   pinn        a physics-informed network for the 3-D Poisson equation
   roots       square systems of equations, and a fixed point of dimension 1e4
@@ -50,6 +51,7 @@ WORKLOADS = (
     "dense",
     "limited",
     "batch",
+    "first_call",
     "compile",
     "pinn",
     "roots",

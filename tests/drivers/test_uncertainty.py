@@ -388,6 +388,12 @@ def test_a_batch_has_an_error_bar_each():
     )
 
 
+def test_a_result_stands_for_its_point():
+    fit = minimize(DECAY, X0, DATA)
+    found = [covariance(DECAY, at, DATA, noise=1.0).matrix for at in (fit, fit.x)]
+    np.testing.assert_array_equal(*found)
+
+
 def test_new_numbers_compile_nothing(rng):
     traces = []
 
