@@ -30,7 +30,7 @@ from jaxqn.loop.termination import (
     vanished,
 )
 
-__all__ = ["assess_model", "trial_products"]
+__all__ = ["assess_model", "learn_curvature", "trial_products"]
 
 FLATTEST = 3e5
 """How much flatter than every parameter alone a direction through several of them may be."""
@@ -79,10 +79,10 @@ def trial_products(state: LoopState, trial: Point, run: Run) -> list[Array]:
 
 
 def learn_curvature(
-    state: LoopState, outcome: Outcome, run: Run, worthwhile: Array
+    state: LoopState, trial: Point, moved: Array, run: Run
 ) -> tuple[ArrayTree, Array]:
     """The roots of the bounds D on the curvature after a trial, and the extent that x had."""
-    now, trial, point, moved = run.now, outcome.trial, state.point, outcome.judged.moved
+    now, point = run.now, state.point
 
     def learn(given: tuple[ArrayTree, Array]) -> tuple[ArrayTree, Array]:
         root, extent = given
@@ -109,7 +109,7 @@ def learn_curvature(
         shorter = jnp.where(moved, FADE_OF_EXTENT * kept, 1) * extent
         return root, jnp.where(shows, shorter, extent)
 
-    return run.update_if(worthwhile, (state.scales.curvature, now.extent), learn)
+    return run.update_if(near_an_end(state, run), (state.scales.curvature, now.extent), learn)
 
 
 def _shares(root: ArrayTree, new: ArrayTree, old: ArrayTree, extent: Array) -> ArrayTree:
@@ -147,7 +147,7 @@ def assess_model(
     gHg = run.compute_if(judged.moved, lambda: squares()[0], run.now.gHg)
     decrease = state.point.f - new.f
     worthwhile = near_an_end(state, run)
-    curvature, extent = learn_curvature(state, outcome, run, worthwhile)
+    curvature, extent = outcome.slopes.learned
     curvature = curvature if diagonal is None else jax.tree.map(jnp.sqrt, diagonal)
     seeks = worthwhile | run.first
     nothing = jnp.zeros((3,), gHg.dtype)

@@ -21,7 +21,7 @@ from jaxqn.linesearch import (
     trial_along_gradient,
 )
 from jaxqn.loop.correction import correct, leave_saddle
-from jaxqn.loop.evidence import assess_model, trial_products
+from jaxqn.loop.evidence import assess_model, learn_curvature, trial_products
 from jaxqn.loop.path import Path
 from jaxqn.loop.protocol import (
     Globalization,
@@ -128,10 +128,13 @@ def _judge(
     )
     rounding = jnp.maximum(eps(point.f.dtype) * jnp.abs(point.f), noise)
     below_rounding = 0.5 * jnp.abs(dphi0) <= rounding
-    stalled = failed & values_agree & (state.flags.steepest | below_rounding)
+    # Learnt before the trial is committed: the extent, never negative, says so to XLA, which then
+    # copies none of the trial's vectors.
+    learned = learn_curvature(state, trial, moved, run)
+    stalled = failed & values_agree & (state.flags.steepest | below_rounding) & ~(learned[1] < 0)
     judged = Judgement(accepted, took_lowest, is_lowest, failed, stalled, moved)
     endless = None if bend is None else bend.endless()
-    return search, Slopes(dphi0, dphi, noise, endless), judged
+    return search, Slopes(dphi0, dphi, noise, endless, learned), judged
 
 
 def _replan(
@@ -156,7 +159,7 @@ def _replan(
         Hg = d
     plan = path.join(Hg, d)
     restarts, approx, new, plan, now, curvature = _restart(
-        state, new, approx, plan, squares, now, curvature, prospects, judged, run
+        state, new, approx, plan, now, curvature, prospects, judged, run
     )
     steepest = restarts | (state.flags.steepest & (run.first | ~judged.moved))
     begins = judged.moved | restarts | prospects.doubts_values
@@ -182,7 +185,6 @@ def _restart(
     new: Point,
     approx: Any,
     plan: Any,
-    squares: Any,
     now: Measures,
     curvature: ArrayTree,
     prospects: Prospects,
@@ -213,15 +215,21 @@ def _restart(
 
     factor = jnp.where(restarts, g_scale / new_g_scale, 1)
 
-    def forget(_: Any) -> tuple[Any, Array, ArrayTree, ArrayTree]:
-        g = jax.tree.map(lambda g: factor.astype(g.dtype) * g, new.g)
-        root = jax.tree.map(lambda r: jnp.sqrt(factor).astype(r.dtype) * r, curvature)
+    def forget(given: Any) -> Any:
+        _, _, g, root, extent = given  # not those from outside, which XLA would copy
+        g = jax.tree.map(lambda g: factor.astype(g.dtype) * g, g)
+        root = jax.tree.map(lambda r: jnp.sqrt(factor).astype(r.dtype) * r, root)
         free = run.path.gradient(new._replace(g=g))
-        return run.path.join(free, free), factor**2 * squares()[1], g, root
+        gg = vectors.products((free, free))[0]
+        return run.path.join(free, free), gg, g, root, jnp.sqrt(factor) * extent
 
-    plan, gHg, g, curvature = run.update_if(restarts, (plan, gHg, new.g, curvature), forget)
+    # That the extent is among them orders this loop after every pass over its vectors, so that XLA
+    # copies none of them.
+    plan, gHg, g, curvature, extent = run.update_if(
+        restarts, (plan, gHg, new.g, curvature, now.extent), forget
+    )
     g_scale = jnp.where(restarts, new_g_scale, g_scale)
-    now = now._replace(g_scale=g_scale, gHg=gHg, extent=factor**0.5 * now.extent)
+    now = now._replace(g_scale=g_scale, gHg=gHg, extent=extent)
     return restarts, approx, new._replace(g=g), plan, now, curvature
 
 

@@ -108,12 +108,14 @@ class Slopes(NamedTuple):
       noise: the noise of f that the search has met, 0 for none.
       endless: whether some variable moves on for ever along the path, and meets no bound;
         ``None`` where there are none.
+      learned: curvature and extent, see :func:`jaxqn.loop.evidence.learn_curvature`.
     """
 
     start: Array
     trial: Array
     noise: Array
     endless: Any
+    learned: tuple[ArrayTree, Array]
 
 
 class Judgement(NamedTuple):

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxqn._typing import Array, ArrayTree
 from jaxqn.linalg import last_digits, safe_divide, vectors, where
 from jaxqn.linesearch import agreement, rounding_noise, trial_along_gradient
-from jaxqn.loop.evidence import assess_model, trial_products
+from jaxqn.loop.evidence import assess_model, learn_curvature, trial_products
 from jaxqn.loop.path import Path
 from jaxqn.loop.protocol import Globalization, Judgement, Outcome, Replanned, Run
 from jaxqn.loop.region import IDLE_LIMIT, RegionSearch, region
@@ -51,13 +51,14 @@ unless one of them is wrong."""
 
 
 class Ratio(NamedTuple):
-    """What a trial showed; the first four as in :class:`jaxqn.loop.protocol.Slopes`.
+    """What a trial showed; the first five as in :class:`jaxqn.loop.protocol.Slopes`.
 
     Attributes:
       start: slope of f along the step, at its start.
       trial: the same at the trial.
       noise: of f, beyond its rounding: none is known.
       endless: ``None``: no bounds.
+      learned: curvature and extent.
       teaches: whether the pair of the trial says something of the curvature near the point.
     """
 
@@ -65,6 +66,7 @@ class Ratio(NamedTuple):
     trial: Array
     noise: Array
     endless: None
+    learned: tuple[ArrayTree, Array]
     teaches: Array
 
 
@@ -161,7 +163,8 @@ def _judge(state: LoopState, trial: Point, run: Run) -> tuple[RegionSearch, Rati
     stalled = failed & agree
     judged = Judgement(accepted, no, no, failed, stalled, moved=accepted)
     teaches = finite & run.running & ~run.first & (ratio >= -TEACHES)
-    slopes = Ratio(before, after, run.now.noise, None, teaches)
+    learned = learn_curvature(state, trial, accepted, run)
+    slopes = Ratio(before, after, run.now.noise, None, learned, teaches)
     return RegionSearch(jnp.stack(trust)), slopes, judged
 
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxqn._typing import Array, ArrayTree
 from jaxqn.checks import check_like
 from jaxqn.formulas import has_curvature
-from jaxqn.linalg import eps, safe_divide
+from jaxqn.linalg import eps, safe_divide, update_if
 from jaxqn.linalg.stacks import combine, dots, empty_stack, is_exact, put_where, rounded
 from jaxqn.linalg.vectors import (
     cast_like,
@@ -135,7 +135,8 @@ def _advance(
     new = jnp.arange(state.ss.size, dtype=jnp.int32) == state.slot
     state, accepted = _absorb(form, state, s, y, squares, change)
     sg = jnp.where((accepted & new)[None], own[:, None], sg)
-    Hg = jax.lax.cond(moved, lambda: _product(form, state, g, sg, gg, H0), lambda: Hg)
+    aimed = functools.partial(_product, form, state, g, sg, gg, H0)
+    Hg = update_if(moved, Hg, lambda _: aimed(), branch=True)  # in place
     return state._replace(sg=sg, gg=gg), Hg
 
 

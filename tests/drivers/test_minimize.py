@@ -24,7 +24,7 @@ from programs import TraceCounter, bodies, count, equations, marked, product_sha
 from scipy import optimize
 
 from jaxqn import METHODS, MinimizeResult, Status, backtracking, minimize_batch, wolfe
-from jaxqn.drivers import minimize
+from jaxqn.drivers import minimize, small_programs
 from jaxqn.formulas import updates
 from jaxqn.linalg import vectors
 from jaxqn.loop import default_method
@@ -612,10 +612,15 @@ def test_what_a_result_says_of_curvature_is_one_program_each(method):
     assert [len(programs(ask)) for ask in asked] == [1, 1]
 
 
-def test_under_jit_it_is_the_same():
+def test_under_jit_it_is_the_same(monkeypatch):
+    """To the last digit where the compiler has the same options, and else up to rounding."""
     x0, args = numbered_start("wood")
     jitted = jax.jit(lambda x, args: minimize(numbered, x, args))(x0, args)
-    eager = run("wood")
+    quick = run("wood")
+    np.testing.assert_allclose(jitted.x, quick.x, rtol=1e-8)
+    assert status(jitted) == status(quick)
+    monkeypatch.setattr(small_programs, "_knows_options", lambda: False)
+    eager = minimize(numbered, x0, args)
     assert (status(jitted), int(jitted.nit), int(jitted.nfev)) == (
         status(eager),
         int(eager.nit),
