@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from xla_flags import flags_of_documents
 
 import jaxqn
 
@@ -128,7 +129,9 @@ def test_two_processes(tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    two_devices = "--xla_force_host_platform_device_count=2"
+    flags = flags_of_documents(os.environ["XLA_FLAGS"], two_devices)
+    environment = os.environ | {"XLA_FLAGS": flags}
     processes = [
         subprocess.Popen(
             [sys.executable, str(program), address, "2", str(rank)],
