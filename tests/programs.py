@@ -1,25 +1,16 @@
 """Looking into traced programs: what is in a jaxpr, and how often a function is traced."""
 
 import functools
-import os
 
 import jax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching
-from xla_flags import OLDER_EMITTERS
 
 marker_p = Primitive("marker")
 """The identity, by a name that occurs in no other program. For looking at, not for running."""
 marker_p.def_abstract_eval(lambda x: x)
 ad.deflinear2(marker_p, lambda t, _: [t])
 batching.defvectorized(marker_p)
-
-
-def jit_as_shipped(fun):
-    """``jax.jit`` with XLA's default emitters, where a test compares digits of two programs."""
-    older = OLDER_EMITTERS in os.environ["XLA_FLAGS"]
-    options = {"xla_cpu_use_fusion_emitters": True} if older else None
-    return jax.jit(fun, compiler_options=options)
 
 
 def marked(fun):

@@ -63,11 +63,12 @@ def root(
         :func:`jaxqn.minimize`.
       x0: first point, a pytree of real floating arrays of one dtype.
       args: further arguments of ``fun``, pytrees of arrays.
-      method: "broyden", the good update of a dense H, in Powell's hybrid method; "broyden-bad", the
-        same with the bad update; "newton", the Jacobian at every point in the same method;
-        "lbroyden", the good update from the newest ``memory`` pairs; "lbroyden-bad" and "anderson",
-        likewise; "newton-krylov", Newton's step by GMRES. The last four hold no matrix, do not
-        ravel x, and take an F with the structure of x only.
+      method: "broyden", the good update of a dense H, in Powell's hybrid method, over unknowns
+        measured by the columns of the Jacobian; "broyden-bad", the same with the bad update;
+        "newton", the Jacobian at every point in the same method; "lbroyden", the good update from
+        the newest ``memory`` pairs; "lbroyden-bad" and "anderson", likewise; "newton-krylov",
+        Newton's step by GMRES. The last four hold no matrix, do not ravel x, and take an F with the
+        structure of x only.
       jac0: the Jacobian to start from, shape ``(n, n)``, over ravelled unknowns; for limited
         memory a number c, for c I. By default a dense method evaluates it at x0, by one derivative
         per unknown, and limited memory takes products with it there. Where progress stops, both

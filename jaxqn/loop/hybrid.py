@@ -58,7 +58,6 @@ class Region(NamedTuple):
     Attributes:
       radius: the longest step, in the norm of D.
       promised: by how much the model says that the step lowers ½‖F‖².
-      slope: of ½‖F‖² along the step, by the model.
       length: ‖D p‖ of the step.
       fails: poor trials in a row.
       goods: others in a row.
@@ -69,7 +68,6 @@ class Region(NamedTuple):
 
     radius: Array
     promised: Array
-    slope: Array
     length: Array
     fails: Array
     goods: Array
@@ -121,7 +119,7 @@ def hybrid(*, evaluates_first: bool = True) -> Globalization:
 
 def _init(zeros: ArrayTree, zero: Array, one: Array, path: Path) -> tuple[HybridPlan, HybridSearch]:
     del path
-    region = Region(one, zero, zero, zero, zero, zero, zero, zero, jnp.full_like(zero, jnp.inf))
+    region = Region(one, zero, zero, zero, zero, zero, zero, jnp.full_like(zero, jnp.inf))
     return HybridPlan(zeros, zeros), HybridSearch(jnp.stack(region))
 
 
@@ -138,7 +136,7 @@ def _judge(state: LoopState, trial: Point, run: Run) -> tuple[HybridSearch, Any,
     positive = region.promised > 0
     ratio = jnp.where(positive, safe_divide(fell, region.promised, positive), -1.0)
     accepted = run.running & finite & (run.first | (ratio > ACCEPTED))
-    after = _new_region(region, fell, ratio, finite)
+    after = _new_region(region, ratio, finite)
     f = jnp.where(accepted, trial.f, point.f)
     fast = f <= (1 - SLOW) * region.f_slow
     after = after._replace(
@@ -156,17 +154,19 @@ def _judge(state: LoopState, trial: Point, run: Run) -> tuple[HybridSearch, Any,
     return HybridSearch(jnp.stack(region)), finite, judged
 
 
-def _new_region(region: Region, fell: Array, ratio: Array, finite: Array) -> Region:
-    """The radius after a trial, as in MINPACK: twice a step that went well, a part of another."""
+def _new_region(region: Region, ratio: Array, finite: Array) -> Region:
+    """The radius after a trial, as in MINPACK: twice a step that went well, half of another.
+
+    Of the radius, not of the step, where the trial has changed J: the next step is another anyway.
+    """
     poor = ~(ratio >= POOR)
-    bend = region.slope + fell
-    least = safe_divide(0.5 * region.slope, bend, jnp.isfinite(bend) & (bend != 0))
-    part = jnp.where(finite, jnp.clip(least, 0.1, 0.5), 0.1)
     goods = jnp.where(poor, 0, region.goods + 1)
     longer = jnp.where((ratio >= 0.5) | (goods > 1), 2 * region.length, 0)
     radius = jnp.maximum(region.radius, longer)
     radius = jnp.where(jnp.abs(ratio - 1) <= 0.1, 2 * region.length, radius)
-    shorter = part * jnp.minimum(region.radius, region.length)
+    shorter = jnp.minimum(region.radius, region.length)
+    half = 0.5 * jnp.where(region.exact > 0, shorter, region.radius)
+    shorter = jnp.where(finite, half, 0.1 * shorter)
     return region._replace(
         radius=jnp.where(poor, shorter, radius),
         fails=jnp.where(poor, region.fails + finite.astype(ratio.dtype), 0),
@@ -184,8 +184,8 @@ def _replan(
     finite = outcome.slopes
     s, y = trial.x - point.x, trial.g - point.g
     learns = run.running & ~run.first & finite & (trial.f <= FAR * point.f)
-    approx = qn.update(state.approx, jnp.where(learns, s, 0), jnp.where(learns, y, 0))
     D, moved = state.scales.curvature, judged.moved
+    approx = qn.update(state.approx, jnp.where(learns, s, 0), jnp.where(learns, y, 0), D)
     extent = jnp.maximum(jnp.abs(new.x), jnp.abs(point.x))
     extent = jnp.where(moved, jnp.where(run.first, jnp.abs(new.x), extent), state.plan.extent)
     x_size = _norm(D * extent)
@@ -206,12 +206,10 @@ def _replan(
     g = dot(new.g, approx.J)
     p = _dogleg(approx.J, newton, g / D, D, region.radius)
     Jp = dot(approx.J, p)
-    slope = dot(new.g, Jp)
     solved = _norm(new.g + dot(approx.J, newton)) <= 0.1 * _norm(new.g)
     full = jnp.where(solved, full, jnp.inf)
     region = region._replace(
-        promised=-(slope + 0.5 * dot(Jp, Jp)),
-        slope=slope,
+        promised=-(dot(new.g, Jp) + 0.5 * dot(Jp, Jp)),
         length=_norm(D * p),
         fails=jnp.where(due, 0, region.fails),
         exact=exact.astype(D.dtype),

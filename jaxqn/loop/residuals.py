@@ -235,11 +235,12 @@ def curvature_along(fun: Callable[[Array], tuple[Array, Any]], z: Array, v: Arra
     return jax.jvp(slope, (z,), (v,))[1]
 
 
-def both_ways(fun: Callable[..., Any], z: Array) -> tuple[Array, Any, Any, Any]:
+def both_ways(fun: Callable[..., Any], z: ArrayTree) -> tuple[ArrayTree, Any, Any, Any]:
     """Residuals, products with J, products with Jᵀ, and auxiliary data; fun is called once."""
     try:
         r, push, aux = jax.linearize(fun, z, has_aux=True)
-        jax.eval_shape(jax.vmap(push), z[None])  # some functions refuse only here
+        many = jax.tree.map(lambda leaf: leaf[None], z)
+        jax.eval_shape(jax.vmap(push), many)  # some functions refuse only here
     except TypeError as error:
         if "custom_vjp" not in str(error):
             raise

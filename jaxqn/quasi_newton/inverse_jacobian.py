@@ -19,7 +19,8 @@ class InverseJacobian(NamedTuple):
 
     Attributes:
       init: ``(x, J0=None) -> state``; H = I unless given the Jacobian J0.
-      update: ``(state, s, y) -> state``. The zero pair, and any unusable one, changes no entry.
+      update: ``(state, s, y) -> state``. The zero pair, and any unusable one, changes no entry. Of
+        a dense method ``(state, s, y, D)``, which measures the unknowns by D x; D = 1 by default.
       apply: ``(state, F) -> H F``; no sign flip.
       renew: ``(state, J) -> state``, made anew from the Jacobian, or from what the method takes of
         it, at the point.
@@ -71,8 +72,13 @@ def broyden_jacobian(*, bad: bool = False) -> InverseJacobian:
 
     Returns:
       An :class:`InverseJacobian` over flat vectors. It keeps J beside H: a step within a trust
-      region needs JᵀF. Memory: 2 n². An update is four products and two passes, O(n²); a renewal is
-      an inverse, O(n³).
+      region needs JᵀF. The good update is the least change of J D⁻¹, as in MINPACK, so that the
+      units of the unknowns decide nothing; the bad one has that property by itself. Memory: 2 n².
+      An update is four products and two passes, O(n²); a renewal is an inverse, O(n³).
+
+    References:
+      Dennis & Schnabel, Numerical Methods, 1983, section 8.3; Moré, Garbow & Hillstrom, MINPACK
+      (1980), hybrd, for the scaled update.
     """
     return InverseJacobian(_init, functools.partial(_update, bad), _apply, _renew)
 
@@ -80,7 +86,7 @@ def broyden_jacobian(*, bad: bool = False) -> InverseJacobian:
 @functools.cache
 def newton_jacobian() -> InverseJacobian:
     """Newton's method: the inverse of the Jacobian at every new point; pairs are ignored."""
-    return InverseJacobian(_init, lambda state, _s, _y: state, _apply, _renew, every_step=True)
+    return InverseJacobian(_init, _same, _apply, _renew, every_step=True)
 
 
 def _init(x: Array, J0: Array | None = None) -> JacobianState:
@@ -91,15 +97,23 @@ def _init(x: Array, J0: Array | None = None) -> JacobianState:
     return _renew(state, jnp.asarray(J0, x.dtype))._replace(counts=state.counts)
 
 
-def _update(bad: bool, state: JacobianState, s: Array, y: Array) -> JacobianState:
+def _same(state: JacobianState, _s: Array, _y: Array, _D: Array | None = None) -> JacobianState:
+    return state
+
+
+def _update(
+    bad: bool, state: JacobianState, s: Array, y: Array, D: Array | None = None
+) -> JacobianState:
+    """The update of (D H, J D⁻¹) by the pair (D s, y)."""
     J, H, counts = state
+    D = jnp.ones_like(s) if D is None else D
     nothing = jnp.zeros_like(s)
-    turned = (nothing, dot(y, J)) if bad else (dot(s, H), nothing)
-    c = jacobian_correction(s, y, dot(H, y), turned[0], dot(J, s), turned[1], bad=bad)
+    turned = (nothing, dot(y, J) / D) if bad else (dot(D * (D * s), H), nothing)
+    c = jacobian_correction(D * s, y, D * dot(H, y), turned[0], dot(J, s), turned[1], bad=bad)
     tally = jnp.stack([jnp.zeros((), bool), c.accepted, ~c.accepted & jnp.any(s != 0)])
     return JacobianState(
-        J=jnp.where(c.accepted, J + jnp.outer(c.p, c.q), J),
-        H=jnp.where(c.accepted, H + jnp.outer(c.u, c.v), H),
+        J=jnp.where(c.accepted, J + jnp.outer(c.p, c.q * D), J),
+        H=jnp.where(c.accepted, H + jnp.outer(c.u / D, c.v), H),
         counts=counts + tally.astype(counts.dtype),
     )
 

@@ -1,74 +1,70 @@
-"""Square systems of equations, and a fixed point of dimension 1e4.
+"""Square systems of equations, and a deep-equilibrium layer of dimension 1e4.
 
-The systems are the classical ones of ``tests/equations.py``, from their usual
-starts and from ten and a hundred times those, and the square ones of sif2jax
-with n <= 200. Solved means max|F_i| <= 1e-8.
+A system is solved where max|F_i| <= 1e-8 at the point that a solver ends with. Evaluations are
+counted until F was first that small; solvers whose stopping test is another stop there, too, if
+they run in Python, and are asked for 1e-9 if they do not. Jacobians are counted apart: dense ones,
+or products J v and w J of methods without a matrix. hybr, broyden1 and krylov of SciPy take
+differences of F instead, which are evaluations.
 """
 
+import functools
 import importlib.util
-import sys
 import time
 import warnings
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
 
-from tests.equations import CLASSICAL
+from tests.benchmarks.equilibrium import equilibrium
+from tests.benchmarks.products import Counts
+from tests.benchmarks.root_systems import systems
 
 MAXFUN = 2000
-LARGEST = 200
+MAXITER = 300
+"""Steps of a peer whose evaluations it does not limit."""
+
+SOLVED = 1e-8
+LIMIT = 60.0
+"""Seconds that a solver in Python may take for one system."""
+
+PRODUCTS = 3
+"""Products that limited memory takes of a Jacobian."""
+
+MATRIX_FREE = ("jaxqn lbroyden", "jaxqn newton-krylov")
+"""Solvers whose Jacobians are counted as products."""
 
 
 def add_arguments(parser) -> None:
     """The options of this workload."""
     group = parser.add_argument_group("roots")
     group.add_argument("--no-sif2jax", action="store_true", help="the classical systems only")
+    group.add_argument("--systems", help="comma-separated beginnings of names of systems")
+    group.add_argument("--no-layer", action="store_true", help="without the fixed points")
 
 
-def systems(with_sif2jax: bool):
-    """``(name, fun, x0)`` of every system."""
-    found = []
-    for fun, x0 in CLASSICAL:
-        for factor in (1.0, 10.0, 100.0):
-            if factor > 1 and not np.any(x0):
-                continue
-            name = f"{fun.__name__}-{x0.size}" + (f" x{factor:g}" if factor > 1 else "")
-            found.append((name, fun, factor * x0))
-    if not with_sif2jax or importlib.util.find_spec("sif2jax") is None:
-        return found
-    import sif2jax
-
-    for problem in sif2jax.nonlinear_equations_problems:
-        x0, unravel = ravel_pytree(problem.y0)
-        if x0.size > LARGEST:
-            continue
-        equalities, inequalities = jax.eval_shape(problem.constraint, problem.y0)
-        rows = [sum(a.size for a in jax.tree.leaves(part)) for part in (equalities, inequalities)]
-        if rows != [x0.size, 0]:
-            continue
-
-        def fun(x, problem=problem, unravel=unravel):
-            return ravel_pytree(problem.constraint(unravel(x))[0])[0].astype(x.dtype)
-
-        found.append((problem.name, fun, np.asarray(x0)))
-    return found
+class Enough(Exception):
+    """Raised to stop a solver in Python."""
 
 
 class Counted:
     """Compiled F and Jacobian for hosts in Python, counted."""
 
     def __init__(self, fun):
-        self.F, self.J = jax.jit(fun), jax.jit(jax.jacfwd(fun))
+        self.F, self.J = compiled(fun)
         self.nfev = self.njev = 0
+        self.end, self.until = None, time.perf_counter() + LIMIT
 
     def fun(self, x):
         """F(x)."""
         self.nfev += 1
-        if self.nfev > 20 * MAXFUN:
-            raise RuntimeError("too many evaluations")
-        return np.asarray(self.F(x))
+        if self.nfev > 20 * MAXFUN or time.perf_counter() > self.until:
+            raise Enough
+        F = np.asarray(self.F(x))
+        if np.max(np.abs(F)) <= SOLVED:
+            self.end = np.array(x)
+            raise Enough
+        return F
 
     def jac(self, x):
         """The Jacobian."""
@@ -76,13 +72,33 @@ class Counted:
         return np.asarray(self.J(x))
 
 
+@functools.lru_cache(maxsize=2)
+def compiled(fun):
+    """F and its Jacobian."""
+    return jax.jit(fun), jax.jit(jax.jacfwd(fun))
+
+
 def jaxqn_solver(method):
     """A method of ``jaxqn.root``."""
     from jaxqn import root
 
+    @functools.lru_cache(maxsize=1)
+    def prepared(fun):
+        counts = Counts(SOLVED)
+        return counts, counts.of(fun)
+
     def solve(fun, x0):
-        result = root(fun, jnp.asarray(x0), method=method, maxfun=MAXFUN)
-        return result.x, int(result.nfev), int(result.njev), int(result.status)
+        counts = None
+        if method == "newton-krylov":
+            counts, fun = prepared(fun)
+            counts.clear()
+        result = root(fun, jnp.asarray(x0), method=method, tol=SOLVED, maxfun=MAXFUN)
+        jax.block_until_ready(result)
+        jax.effects_barrier()
+        jacobians = int(result.njev) * (PRODUCTS if method == "lbroyden" else 1)
+        if counts is not None:
+            jacobians = counts.products + counts.transposed
+        return result.x, int(result.nfev), jacobians, int(result.status)
 
     return solve
 
@@ -96,9 +112,27 @@ def scipy_solver(method, with_jacobian=False, **options):
         jac = {"jac": counted.jac} if with_jacobian else {}
         try:
             x = scipy.optimize.root(counted.fun, x0, method=method, options=options, **jac).x
-        except Exception:
+        except Exception:  # "Enough", or an overflow of its own
             x = x0
-        return x, counted.nfev, counted.njev, None
+        return x if counted.end is None else counted.end, counted.nfev, counted.njev, None
+
+    return solve
+
+
+def compiled_solver(run, jacobians):
+    """A solver of which ``run(counted F)`` is a function of x0 that can be compiled."""
+
+    @functools.lru_cache(maxsize=1)
+    def prepared(fun):
+        counts = Counts(SOLVED)
+        return counts, jax.jit(run(counts.of(fun)))
+
+    def solve(fun, x0):
+        counts, program = prepared(fun)
+        counts.clear()
+        x = jax.block_until_ready(program(jnp.asarray(x0)))
+        jax.effects_barrier()
+        return x, counts.until_small, jacobians(counts), None
 
     return solve
 
@@ -109,36 +143,24 @@ def optimistix_solver(name):
 
     solver = getattr(optimistix, name)(rtol=1e-9, atol=1e-9)
 
-    def solve(fun, x0):
-        result = optimistix.root_find(
-            lambda x, _: fun(x), solver, jnp.asarray(x0), max_steps=MAXFUN, throw=False
-        )
-        steps = int(result.stats["num_steps"])
-        return result.value, steps, steps if name == "Newton" else 1, None
+    def run(fun):
+        def F(x, _):
+            return fun(x)
 
-    return solve
+        return lambda x0: optimistix.root_find(F, solver, x0, max_steps=MAXITER, throw=False).value
+
+    return compiled_solver(run, lambda counts: counts.until_small if name == "Newton" else 1)
 
 
 def jaxopt_solver():
     """jaxopt's Broyden."""
     import jaxopt
 
-    def solve(fun, x0):
-        count = [0]
+    def run(fun):
+        solver = jaxopt.Broyden(fun, maxiter=MAXITER, tol=1e-9)
+        return lambda x0: solver.run(x0).params
 
-        def tick():
-            count[0] += 1
-
-        def counted(x):
-            jax.debug.callback(tick)
-            return fun(x)
-
-        solver = jaxopt.Broyden(counted, maxiter=500, tol=1e-9)
-        x = jax.block_until_ready(solver.run(jnp.asarray(x0)).params)
-        jax.effects_barrier()
-        return x, count[0], 0, None
-
-    return solve
+    return compiled_solver(run, lambda _: 0)
 
 
 def solvers():
@@ -149,10 +171,10 @@ def solvers():
         "jaxqn newton": jaxqn_solver("newton"),
         "jaxqn lbroyden": jaxqn_solver("lbroyden"),
         "jaxqn newton-krylov": jaxqn_solver("newton-krylov"),
-        "scipy hybr": scipy_solver("hybr", maxfev=50 * MAXFUN),
-        "scipy hybr, jac": scipy_solver("hybr", with_jacobian=True, maxfev=MAXFUN),
-        "scipy broyden1": scipy_solver("broyden1", maxiter=500),
-        "scipy krylov": scipy_solver("krylov", maxiter=200),
+        "scipy hybr": scipy_solver("hybr", maxfev=50 * MAXFUN, xtol=1e-12),
+        "scipy hybr + jac": scipy_solver("hybr", with_jacobian=True, maxfev=MAXFUN, xtol=1e-12),
+        "scipy broyden1": scipy_solver("broyden1", maxiter=MAXITER, fatol=SOLVED),
+        "scipy krylov": scipy_solver("krylov", maxiter=MAXITER, fatol=SOLVED),
     }
     if importlib.util.find_spec("optimistix"):
         found["optimistix Newton"] = optimistix_solver("Newton")
@@ -164,148 +186,75 @@ def solvers():
 
 def run_all(names, problems, verbose=False):
     """What every solver makes of every system."""
-    runs = {}
+    runs = {name: {} for name in names}
     known = solvers()
-    for name in names:
-        runs[name] = {}
-        for system, fun, x0 in problems:
-            size = jax.jit(lambda x, fun=fun: jnp.max(jnp.abs(fun(x))))
+    for system, fun, x0 in problems:
+        for name in names:
+            started = time.perf_counter()
             try:
                 x, nfev, njev, status = known[name](fun, x0)
-                end = float(size(jnp.asarray(x)))
+                end = float(np.max(np.abs(compiled(fun)[0](jnp.asarray(x)))))
             except Exception as error:
                 print(f"{name} on {system}: {error!r:.100}")
-                x, nfev, njev, status, end = x0, 0, 0, None, np.nan
-            solved = bool(end <= 1e-8)
-            runs[name][system] = {
-                "n": int(np.size(x0)),
-                "nfev": nfev,
-                "njev": njev,
-                "end": end,
-                "solved": solved,
-                "status": status,
-            }
+                nfev, njev, status, end = 0, 0, None, np.nan
+            run = {"n": int(np.size(x0)), "nfev": nfev, "njev": njev, "end": end}
+            runs[name][system] = run | {"solved": bool(end <= SOLVED), "status": status}
             if verbose:
-                print(f"{name:20s} {system:32s} {nfev:6d} {njev:5d} {end:.2e} {status}", flush=True)
+                seconds = time.perf_counter() - started
+                print(
+                    f"{name:20s} {system:32s} {np.size(x0):4d} {nfev:6d} {njev:6d} {end:.2e} "
+                    f"{status} {seconds:.1f}s",
+                    flush=True,
+                )
     return runs
 
 
 def print_table(runs):
     """Percent solved, and evaluations over the systems that hybr solves too."""
     base = runs.get("scipy hybr")
-    print(
-        f"{'':22s}  solved %   evaluations  Jacobians  evaluations + n Jacobians (geometric means)"
-    )
-    for name, systems in runs.items():
-        percent = 100 * np.mean([run["solved"] for run in systems.values()])
-        both = [s for s in systems if systems[s]["solved"] and (not base or base[s]["solved"])]
-        rows = np.array(
-            [
-                [r["nfev"], r["njev"], r["nfev"] + r["n"] * r["njev"]]
-                for r in (systems[s] for s in both)
-            ],
-            float,
-        )
-        means = (
-            np.exp(np.mean(np.log(np.maximum(rows, 0.5)), axis=0)) if len(rows) else [np.nan] * 3
-        )
+    print(f"{'':22s}  solved %  evaluations  Jacobians  all  all over hybr's (geometric means)")
+    for name, found in runs.items():
+        percent = 100 * np.mean([run["solved"] for run in found.values()])
+        both = [s for s in found if found[s]["solved"] and (not base or base[s]["solved"])]
+        rows = np.array([[r["nfev"], r["njev"], cost(name, r)] for r in map(found.get, both)])
+        if not len(rows):
+            print(f"{name:22s} {percent:8.1f}")
+            continue
+        means = np.exp(np.mean(np.log(np.maximum(rows, 0.5)), axis=0))
         ratio = ""
-        if base and len(rows):
+        if base:
             against = np.array([base[s]["nfev"] for s in both], float)
-            ratio = f"  all over hybr's {np.exp(np.mean(np.log(rows[:, 2] / against))):.2f}"
+            ratio = f"{np.exp(np.mean(np.log(rows[:, 2] / against))):6.2f}"
         print(
-            f"{name:22s} {percent:8.1f} {means[0]:12.1f} {means[1]:10.1f} {means[2]:12.1f}{ratio}"
-            f"  ({len(both)})"
+            f"{name:22s} {percent:8.1f} {means[0]:12.1f} {means[1]:10.1f} {means[2]:8.1f} "
+            f"{ratio}  ({len(both)})"
         )
 
 
-def equilibrium_layer(tokens=20, features=500, gain=1.5, seed=0):
-    """A deep-equilibrium layer of dimension 1e4: z = g(z, injected)."""
-    rng = np.random.default_rng(seed)
-    W = jnp.asarray(gain * rng.normal(size=(features, features)) / features**0.5)
-    injected = jnp.asarray(rng.normal(size=(tokens, features)))
-
-    def g(z):
-        mixed = z @ W.T + injected + 0.3 * jnp.mean(z, axis=0, keepdims=True)
-        return jnp.tanh(mixed)
-
-    return g, jnp.zeros((tokens, features))
-
-
-def equilibrium(tol=1e-8) -> dict:
-    """Evaluations and times of fixed points of dimension 1e4."""
-    from jaxqn import fixed_point, root
-
-    found = {}
-    for gain in (0.6, 0.9, 1.5):
-        g, z0 = equilibrium_layer(gain=gain)
-
-        def F(z, g=g):
-            return g(z) - z
-
-        solves = {
-            "jaxqn lbroyden": lambda F=F, z0=z0: root(F, z0, method="lbroyden", tol=tol),
-            "jaxqn anderson": lambda g=g, z0=z0: fixed_point(g, z0, tol=tol, memory=10),
-            "jaxqn newton-krylov": lambda F=F, z0=z0: root(F, z0, method="newton-krylov", tol=tol),
-        }
-        print(f"\nfixed point of dimension {z0.size}, gain {gain}: evaluations, max|F|, seconds")
-        for name, solve in solves.items():
-            seconds, result = timed(solve)
-            end = float(jnp.max(jnp.abs(F(result.x))))
-            found[f"{name}, gain {gain}"] = [int(result.nfev), end, seconds]
-            counts = f"{int(result.nfev):6d} and {int(result.njev)} Jacobians"
-            print(f"{name:22s} {counts} {end:.1e} {seconds:.2f}", flush=True)
-        if importlib.util.find_spec("jaxopt"):
-            found |= jaxopt_equilibrium(g, F, z0, gain, tol)
-    return found
-
-
-def jaxopt_equilibrium(g, F, z0, gain, tol):
-    """The same of jaxopt."""
-    import jaxopt
-
-    found = {}
-    options = {"maxiter": 500, "tol": tol}
-    kinds = {
-        "jaxopt Broyden": lambda f: jaxopt.Broyden(f, history_size=10, **options),
-        "jaxopt Anderson": lambda f: jaxopt.AndersonAcceleration(f, history_size=10, **options),
-    }
-    for name, kind in kinds.items():
-        fun, count = (F if name == "jaxopt Broyden" else g), [0]
-
-        def counted(z, fun=fun, count=count):
-            jax.debug.callback(lambda: count.__setitem__(0, count[0] + 1))
-            return fun(z)
-
-        jax.block_until_ready(kind(counted).run(z0))
-        jax.effects_barrier()
-        solver = kind(fun)
-        seconds, result = timed(lambda solver=solver: solver.run(z0))
-        end = float(jnp.max(jnp.abs(F(result.params))))
-        found[f"{name}, gain {gain}"] = [count[0], end, seconds]
-        print(f"{name:22s} {count[0]:6d} {end:.1e} {seconds:.2f}", flush=True)
-    return found
-
-
-def timed(solve):
-    """Seconds of the second call, and its result."""
-    jax.block_until_ready(solve())
-    started = time.perf_counter()
-    result = jax.block_until_ready(solve())
-    return time.perf_counter() - started, result
+def cost(name, run):
+    """Evaluations, a Jacobian being n of them and a product one."""
+    return run["nfev"] + run["njev"] * (1 if name in MATRIX_FREE else run["n"])
 
 
 def main(options) -> dict:
-    """Runs the workload and prints its table."""
+    """Runs the workload and prints its tables, of the classical systems and of the others."""
     warnings.filterwarnings("ignore")
-    with_sif2jax = not options.no_sif2jax
-    problems = systems(with_sif2jax)
+    problems = systems(not options.no_sif2jax)
+    if options.systems:
+        problems = [p for p in problems if p[0].startswith(tuple(options.systems.split(",")))]
     if options.quick:
         problems = [p for p in problems if p[2].size <= 12]
     names = options.solvers or list(solvers())
-    if with_sif2jax and "sif2jax" not in sys.modules:
+    if not options.no_sif2jax and importlib.util.find_spec("sif2jax") is None:
         print("without sif2jax's systems: it is not installed")
     runs = run_all(names, problems, options.verbose)
-    print(f"\n{len(problems)} systems")
-    print_table(runs)
-    return {"systems": runs, "equilibrium": equilibrium()}
+    for title, chosen in (("classical", str.islower), ("sif2jax", lambda s: not s.islower())):
+        part = {
+            name: {system: run for system, run in found.items() if chosen(system)}
+            for name, found in runs.items()
+        }
+        count = len(next(iter(part.values()), {}))
+        if count:
+            print(f"\n{count} {title} systems")
+            print_table(part)
+    return {"systems": runs, "equilibrium": None if options.no_layer else equilibrium()}

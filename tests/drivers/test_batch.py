@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from programs import TraceCounter, bodies, count, equations, jit_as_shipped, marked
+from programs import TraceCounter, bodies, count, equations, marked
 
 import jaxqn
 from jaxqn import Status, minimize_batch, multi_start
@@ -538,14 +538,14 @@ def test_devices_share_the_problems(size, lanes, width):
     """
     x, data, _ = taken(problems(), slice(size))
     mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(4, 2), ("a", "b"))
-    shared = jit_as_shipped(functools.partial(batch, lanes=lanes, mesh=mesh))
+    shared = jax.jit(functools.partial(batch, lanes=lanes, mesh=mesh))
     compiled = shared.lower(x, data).compile()
     loops, entry = compiled.as_text().split("\nENTRY ")
     assert " while(" in entry
     assert not COLLECTIVE.search(loops)
     assert bool(COLLECTIVE.search(entry)) == (size % 8 != 0)
     result = compiled(x, data)
-    alone = jit_as_shipped(lambda x, data: minimize(objective, x, (data,), **BUDGETS))
+    alone = jax.jit(lambda x, data: minimize(objective, x, (data,), **BUDGETS))
     each = [alone(taken(x, k), taken(data, k))._replace(state=None) for k in range(size)]
     assert_same(result, jax.tree.map(lambda *leaves: np.stack(leaves), *each), tol=1e-7)
     assert result.state.lanes.tolist() == [[width, 0]] * 8

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from programs import bodies, count, jit_as_shipped, marked
+from programs import bodies, count, marked
 
 from jaxqn import Status
 from jaxqn.drivers import minimize
@@ -46,7 +46,7 @@ def batched(method="osbfgs"):
             valley, x, (data,), method=method, gtol=gtol, maxiter=maxiter, maxfun=maxfun
         )
 
-    return jit_as_shipped(jax.vmap(solve))
+    return jax.jit(jax.vmap(solve))
 
 
 def options(gtol=1e-8, maxiter=500, maxfun=2000):
@@ -145,7 +145,7 @@ def test_a_batch_continues_where_it_stopped():
     x, data = problems()
     whole = batched()(x, data, *options(maxfun=40))
 
-    @jit_as_shipped
+    @jax.jit
     @jax.vmap
     def continued(x, data, state, gtol, maxiter, maxfun):
         return minimize(valley, x, (data,), state=state, gtol=gtol, maxiter=maxiter, maxfun=maxfun)

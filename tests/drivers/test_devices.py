@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from xla_flags import flags_of_documents
 
 import jaxqn
 
@@ -112,6 +113,37 @@ def test_it_continues_on_another_number_of_devices(devices, alone):
     )
 
 
+def equations(p):
+    """A weakly coupled system with the structure of the parameters; `c` feels them all."""
+    mean = jnp.mean(p["a"]) + jnp.mean(p["w"])
+    return {
+        "a": p["a"] + 0.3 * jnp.tanh(p["b"]) - 1,
+        "b": p["b"] ** 3 + p["b"] - 0.5 * p["a"],
+        "w": jnp.sinh(p["w"]) + 0.2 * p["w"] @ ROTATION - mean,
+        "c": p["c"] - jnp.cos(p["c"]) + mean,
+    }
+
+
+def test_a_root_is_sharded_as_the_start_is():
+    """And it is the root, found by the same trips, of one device."""
+    find = functools.partial(jaxqn.root, equations, method="lbroyden", tol=1e-11)
+    alone, x0 = find(start()), placed(start(), 8)
+    result = find(x0)
+    assert bool(alone.success)
+    assert (result.status, result.nit, result.nfev) == (alone.status, alone.nit, alone.nfev)
+    for leaf in jax.tree.leaves(equations(result.x)):
+        np.testing.assert_allclose(leaf, 0, atol=1e-11)
+    for name, known in alone.x.items():
+        np.testing.assert_allclose(result.x[name], known, rtol=1e-9)
+        for vector in (result.x, result.fun, result.state.plan):
+            assert vector[name].sharding.is_equivalent_to(x0[name].sharding, known.ndim)
+    for name in ("a", "b", "w"):
+        for stack in (result.state.approx.s, result.state.approx.y):
+            assert {s.data.size for s in stack[name].addressable_shards} == {
+                10 * x0[name].size // 8
+            }
+
+
 @pytest.mark.parametrize("shape", [(), (6,), (2, 3), (3, 2, 1)])
 def test_parameters_of_any_shape(shape):
     """A bare array is a vector, whatever its shape, and a scalar too."""
@@ -128,7 +160,9 @@ def test_two_processes(tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    two_devices = "--xla_force_host_platform_device_count=2"
+    flags = flags_of_documents(os.environ["XLA_FLAGS"], two_devices)
+    environment = os.environ | {"XLA_FLAGS": flags}
     processes = [
         subprocess.Popen(
             [sys.executable, str(program), address, "2", str(rank)],

@@ -107,6 +107,19 @@ def test_a_dense_state_holds_a_jacobian_and_its_inverse(rng, bad):
         np.testing.assert_allclose(state.J @ s, y, rtol=1e-8)
 
 
+@pytest.mark.parametrize("bad", [False, True], ids=UPDATES)
+def test_a_dense_update_over_measured_unknowns_is_that_of_scaled_ones(rng, bad):
+    """Of z = D x: D H and J D⁻¹ are updated by D s and y."""
+    qn = broyden_jacobian(bad=bad)
+    J, s, y = (jnp.asarray(part) for part in pair(rng))
+    D = jnp.asarray(2.0 ** np.arange(-20, 30, 10))
+    plain = qn.update(qn.init(jnp.zeros(5), J), s, y, D)
+    scaled = qn.update(qn.init(jnp.zeros(5), J / D[None]), D * s, y)
+    np.testing.assert_allclose(D[:, None] * plain.H, scaled.H, rtol=1e-6)
+    np.testing.assert_allclose(plain.J / D[None], scaled.J, rtol=1e-6)
+    np.testing.assert_allclose(plain.J @ s, y, rtol=1e-8)
+
+
 def test_a_singular_jacobian_is_regularised():
     qn = broyden_jacobian()
     J = jnp.array([[1.0, 2.0], [2.0, 4.0]])

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from benchmarks import classical
-from programs import jit_as_shipped
 
 import jaxqn
 from jaxqn import Status, minimize, minimize_batch
@@ -116,7 +115,7 @@ def softplus_misfit(u, t, y):
 def fits(fun, start, count, dtype, **options):
     t, y = decays(count, dtype)
     run = functools.partial(minimize_batch, fun, in_axes=(None, None, 0), **options)
-    return jit_as_shipped(run)(jnp.asarray(start, dtype), (t, y))
+    return jax.jit(run)(jnp.asarray(start, dtype), (t, y))
 
 
 def test_a_fit_that_says_converged_is_good_for_statistics():
