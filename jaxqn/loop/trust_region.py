@@ -171,6 +171,8 @@ def _judge(state: LoopState, trial: Point, run: Run) -> tuple[PairsSearch, Ratio
     step = jax.tree.map(jnp.subtract, trial.x, point.x)
     digits = vectors.inf_norm(jax.tree.map(last_digits, step, point.x))
     agree = agreement(point.f, trial.f, 0.5 * (before + after), noise) & finite
+    # Noise exceeds what was seen of it, and what both slopes could explain.
+    agree |= finite & (contradiction > slopes) & (contradiction <= 10 * noise)
     contradicts = ~agree & (trust.promised <= CONTRADICTION * rounding_noise(point.f))
     decided = (trust.promised <= rounding) | (digits <= 4) | ~positive | contradicts
     idle = jnp.where(accepted, 0, jnp.where(decided & finite, trust.idle + 1, trust.idle))

@@ -299,7 +299,8 @@ def test_noise_beyond_the_rounding_of_f():
     starts = jnp.array(x0[names == "trigonometric"], jnp.float32)
     number = jnp.array(numbers[names == "trigonometric"])
     result = minimize_batch(classical.numbered, starts, (number,), method="sr1")
-    ends = np.asarray(result.status)
+    ends = np.asarray(result.status)[np.asarray(result.fun) > 1e-6]  # at 0 noise is all there is
+    assert len(ends) > 0
     assert np.all((ends == Status.CONVERGED) | (ends == Status.STALLED))
     assert np.all(result.fun < 3e-4)
 
