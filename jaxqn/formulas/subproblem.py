@@ -100,7 +100,9 @@ def trust_region_step(
     identity, dtype = jnp.eye(len(g), dtype=B.dtype), g.dtype
     g_norm = jnp.sqrt(inner((g, g))[0])
     steepest = safe_divide(g_norm, radius, radius > 0)
-    zero, most = jnp.zeros((), dtype), steepest + jnp.max(jnp.sum(jnp.abs(B), axis=1))
+    zero, size = jnp.zeros((), dtype), jnp.max(jnp.sum(jnp.abs(B), axis=1))
+    # Without a gradient mu is −lambda₁ and a little more, which may be all of the size of B.
+    most = size + (jnp.maximum(steepest, 0.5 * MISSING * size) if hard else steepest)
     sides = [-g] if h is None else [-g, h]
 
     def at(mu: Array, z: Array) -> tuple[TrustRegionStep, Array, Array, Array]:

@@ -5,7 +5,7 @@ may run it in any loop: one trip of :func:`jaxqn.minimize`, or inside an optax u
 """
 
 from jaxqn.linesearch.backtracking import backtracking
-from jaxqn.linesearch.conditions import agreement, rounding_noise
+from jaxqn.linesearch.conditions import agreement, noise_shown, rounding_noise
 from jaxqn.linesearch.first_trial import (
     expected_decrease,
     parabola_step,
@@ -22,6 +22,7 @@ __all__ = [
     "backtracking",
     "check_linesearch",
     "expected_decrease",
+    "noise_shown",
     "parabola_step",
     "rounding_noise",
     "stopped_short",

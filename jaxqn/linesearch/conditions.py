@@ -12,6 +12,7 @@ __all__ = [
     "agreement",
     "approximate_wolfe",
     "armijo",
+    "noise_shown",
     "quasi_wolfe",
     "rounding_noise",
     "strong_curvature",
@@ -74,3 +75,21 @@ def agreement(phi0: Array, phi: Array, change: Array, noise: Array) -> Array:
     """
     error = jnp.abs(phi - phi0 - change)
     return error <= jnp.maximum(rounding_noise(phi0), noise) + 0.5 * jnp.abs(phi - phi0)
+
+
+def noise_shown(phi0: Array, near: Array, far: Array, slopes: Array) -> Array:
+    """Whether noise beyond rounding is what values contradict their slopes by.
+
+    The disagreement of values and slopes of a smooth function falls as the cube of the distance: to
+    an eighth at half the distance. Noise does not fall, and exceeds what both slopes could explain.
+
+    Args:
+      phi0: value at 0.
+      near: the disagreement of a trial.
+      far: that of one about twice as far.
+      slopes: what both slopes change the value by over the way to the nearer trial, |dphi0| alpha +
+        |dphi| alpha.
+    """
+    beyond = (near > 2 * rounding_noise(phi0)) & (near > slopes)
+    modest = near <= eps(phi0.dtype) ** 0.5 * jnp.abs(phi0)
+    return (near >= 0.7 * far) & beyond & modest

@@ -15,6 +15,7 @@ from jaxqn.linalg import computed_once, eps
 from jaxqn.linesearch.conditions import (
     approximate_wolfe,
     armijo,
+    noise_shown,
     quasi_wolfe,
     rounding_noise,
     strong_curvature,
@@ -200,18 +201,12 @@ def _doubt(u: Array, v: Array) -> Array:
 
 
 def _noise(lo: Array, hi: Array, trial: Array, phi0: Array) -> Array:
-    """The noise that hides the function inside a bracket; 0 where none beyond rounding shows.
-
-    The disagreement of values and slopes of a smooth function falls as the cube of the distance: to
-    an eighth at half the distance. Noise does not fall, and exceeds what both slopes could explain.
-    """
+    """The noise that hides the function inside a bracket; 0 where none beyond rounding shows."""
     hi = jnp.where(jnp.isfinite(hi[0]), hi, trial)
     far, near = _disagreement(lo, hi), _disagreement(lo, trial)
     shorter = jnp.abs(trial[0] - lo[0]) <= 0.5 * jnp.abs(hi[0] - lo[0])
     du, dv, _ = _differences(lo, trial)
-    beyond = (near > 2 * rounding_noise(phi0)) & (near > jnp.abs(du) + jnp.abs(dv))
-    modest = near <= eps(phi0.dtype) ** 0.5 * jnp.abs(phi0)
-    shows = shorter & (near >= 0.7 * far) & beyond & modest
+    shows = shorter & noise_shown(phi0, near, far, jnp.abs(du) + jnp.abs(dv))
     return jnp.where(shows, near, 0)
 
 

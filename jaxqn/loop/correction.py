@@ -1,4 +1,4 @@
-"""H corrected by a pair or made from second derivatives, and the way out of a saddle point."""
+"""H or a model corrected by a pair or made from second derivatives; the ways out of a saddle."""
 
 from typing import Any, NamedTuple
 
@@ -11,8 +11,9 @@ from jaxqn.linesearch import rounding_noise
 from jaxqn.loop.path import face_of
 from jaxqn.loop.protocol import Judgement, Outcome, Prospects, Run
 from jaxqn.loop.state import LoopState, Measures, Point
+from jaxqn.quasi_newton import Descent, Quadratic
 
-__all__ = ["Corrected", "correct", "leave_saddle"]
+__all__ = ["Corrected", "bends_down", "correct", "leave_saddle", "taught"]
 
 
 class Corrected(NamedTuple):
@@ -102,3 +103,29 @@ def leave_saddle(
             settled=prospects.settled & ~leaves, at_minimum=prospects.at_minimum & ~leaves
         ),
     )
+
+
+def taught(
+    state: LoopState, outcome: Outcome, s: ArrayTree, y: ArrayTree, run: Run, second: Any
+) -> tuple[Any, Any]:
+    """The model taught a pair, or made anew from second derivatives; the size of their diagonal."""
+    renew, new = run.method.qn.renew, outcome.point
+    if renew is None:
+        model = run.method.qn.model
+        assert isinstance(model, Quadratic)
+        return model.learn(state.approx, s, y), None
+
+    def renewed() -> tuple[Any, Array]:
+        B = second(new.x) / outcome.g_scale
+        return renew(state.approx, s, y, B)[0], jnp.abs(jnp.diag(B))
+
+    # Unbatched, a refused trial costs no Hessian; under vmap every trial does.
+    same = state.approx, state.scales.curvature**2
+    return jax.lax.cond(outcome.judged.moved, renewed, lambda: same)
+
+
+def bends_down(new: Point, descent: Descent, now: Measures, moved: Array, run: Run) -> Array:
+    """Whether a point without a gradient is left along negative curvature, pᵀB p < 0."""
+    along = descent.promised + vectors.vdot(new.g, descent.p) > 0
+    visible = now.g_scale * descent.promised > rounding_noise(new.f)
+    return moved & along & visible & (now.jac_norm <= run.tol.gtol)

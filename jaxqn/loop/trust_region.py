@@ -1,4 +1,4 @@
-"""A trust region for any function: steps to the minimum of a model that pairs alone have made.
+"""A trust region for any function: steps to the minimum of a model of pairs or of Hessians.
 
     Nocedal & Wright, algorithm 6.2                      here
     s = argmin gᵀs + ½ sᵀB s over ‖s‖ ≤ Δ                plan = −s          (the trip before)
@@ -8,7 +8,7 @@
     B₊ by SR1, of s and y = ∇f(x + s) − ∇f(x)            replan: learn, also from refused trials
 
 A step that is refused has cost an evaluation with its gradient, and teaches the model as much as
-any other.
+any other. A method that needs the Hessian has it made at every new point instead (algorithm 4.1).
 """
 
 import functools
@@ -19,11 +19,12 @@ import jax.numpy as jnp
 
 from jaxqn._typing import Array, ArrayTree
 from jaxqn.linalg import last_digits, safe_divide, vectors, where
-from jaxqn.linesearch import agreement, rounding_noise, trial_along_gradient
+from jaxqn.linesearch import agreement, noise_shown, rounding_noise, trial_along_gradient
+from jaxqn.loop.correction import bends_down, taught
 from jaxqn.loop.evidence import assess_model, learn_curvature, trial_products
 from jaxqn.loop.path import Path
 from jaxqn.loop.protocol import Globalization, Judgement, Outcome, Replanned, Run
-from jaxqn.loop.region import IDLE_LIMIT, RegionSearch, region
+from jaxqn.loop.region import IDLE_LIMIT, region
 from jaxqn.loop.state import LoopState, Measures, Point
 from jaxqn.loop.trust import ACCEPTED, Trust, new_radius
 from jaxqn.quasi_newton import Descent, Model, Quadratic
@@ -50,13 +51,31 @@ CONTRADICTION = 1e3
 unless one of them is wrong."""
 
 
+class PairsSearch(NamedTuple):
+    """How far the model is trusted, and what a refused trial contradicted.
+
+    Attributes:
+      scalars: a :class:`jaxqn.loop.trust.Trust` in one array.
+      contradiction: by how much the values of the last trial contradicted its slopes, if it was
+        refused; else ∞. A trial after it is about half as far from the point, or less.
+    """
+
+    scalars: Array
+    contradiction: Array
+
+    @property
+    def alpha(self) -> Array:
+        """The radius, shape ``()``."""
+        return self.scalars[..., 0]
+
+
 class Ratio(NamedTuple):
     """What a trial showed; the first five as in :class:`jaxqn.loop.protocol.Slopes`.
 
     Attributes:
       start: slope of f along the step, at its start.
       trial: the same at the trial.
-      noise: of f, beyond its rounding: none is known.
+      noise: of f, by which values contradict slopes near the point; 0 where none showed.
       endless: ``None``: no bounds.
       learned: curvature and extent.
       teaches: whether the pair of the trial says something of the curvature near the point.
@@ -102,10 +121,10 @@ def trust_region(radius: float | None) -> Globalization:
     )
 
 
-def _init(zeros: ArrayTree, zero: Array, one: Array, path: Path) -> tuple[Any, RegionSearch]:
+def _init(zeros: ArrayTree, zero: Array, one: Array, path: Path) -> tuple[Any, PairsSearch]:
     never = jnp.full_like(zero, jnp.inf)
     trust = Trust(one, zero, 2 * one, zero, zero, one, never, never, never, zero)
-    return path.join(zeros, zeros), RegionSearch(jnp.stack(trust))
+    return path.join(zeros, zeros), PairsSearch(jnp.stack(trust), never)
 
 
 def _at(x: ArrayTree, alpha: Array, plan: Any, path: Path) -> ArrayTree:
@@ -129,15 +148,19 @@ def _quadratic(run: Run) -> Quadratic:
     return quadratic
 
 
-def _judge(state: LoopState, trial: Point, run: Run) -> tuple[RegionSearch, Ratio, Judgement]:
-    """Compare the decrease with the promise; where rounding hides both, slopes say it."""
+def _judge(state: LoopState, trial: Point, run: Run) -> tuple[PairsSearch, Ratio, Judgement]:
+    """Compare the decrease with the promise; where rounding or noise hides it, slopes say it."""
     point, trust, scale = state.point, Trust(*state.search.scalars), run.now.g_scale
     _, before, after = trial_products(state, trial, run)
     before, after = scale * before, scale * after
     finite = jnp.isfinite(trial.f) & jnp.isfinite(after)
-    rounding, fell = rounding_noise(point.f), point.f - trial.f
-    hidden = (jnp.abs(fell) <= rounding) & (trust.promised <= 10 * rounding)
-    decrease = jnp.where(hidden, -0.5 * (before + after), fell)
+    fell = point.f - trial.f
+    contradiction = jnp.abs(fell + 0.5 * (before + after))
+    slopes = jnp.abs(before) + jnp.abs(after)
+    shows = noise_shown(point.f, contradiction, state.search.contradiction, slopes)
+    noise = jnp.maximum(run.now.noise, jnp.where(shows & finite, contradiction, 0))
+    rounding = jnp.maximum(rounding_noise(point.f), noise)
+    decrease = jnp.where(jnp.abs(fell) <= rounding, -0.5 * (before + after), fell)
     decrease = jnp.where(finite, decrease, -jnp.inf)
     positive = trust.promised > 0
     ratio = jnp.where(positive, safe_divide(decrease, trust.promised, positive), -1)
@@ -149,8 +172,10 @@ def _judge(state: LoopState, trial: Point, run: Run) -> tuple[RegionSearch, Rati
     next_trust = next_trust._replace(radius=jnp.where(grows, longer, next_trust.radius))
     step = jax.tree.map(jnp.subtract, trial.x, point.x)
     digits = vectors.inf_norm(jax.tree.map(last_digits, step, point.x))
-    agree = agreement(point.f, trial.f, 0.5 * (before + after), run.now.noise) & finite
-    contradicts = ~agree & (trust.promised <= CONTRADICTION * rounding)
+    agree = agreement(point.f, trial.f, 0.5 * (before + after), noise) & finite
+    # Noise exceeds what was seen of it, and what both slopes could explain.
+    agree |= finite & (contradiction > slopes) & (contradiction <= 10 * noise)
+    contradicts = ~agree & (trust.promised <= CONTRADICTION * rounding_noise(point.f))
     decided = (trust.promised <= rounding) | (digits <= 4) | ~positive | contradicts
     idle = jnp.where(accepted, 0, jnp.where(decided & finite, trust.idle + 1, trust.idle))
     idle = jnp.where(digits <= 1, IDLE_LIMIT, idle)
@@ -163,23 +188,24 @@ def _judge(state: LoopState, trial: Point, run: Run) -> tuple[RegionSearch, Rati
     stalled = failed & agree
     judged = Judgement(accepted, no, no, failed, stalled, moved=accepted)
     teaches = finite & run.running & ~run.first & (ratio >= -TEACHES)
+    contradiction = jnp.where(finite & ~accepted, contradiction, jnp.inf)
+    contradiction = jnp.where(run.running, contradiction, state.search.contradiction)
+    search = PairsSearch(jnp.stack(trust), contradiction)
     learned = learn_curvature(state, trial, accepted, run)
-    slopes = Ratio(before, after, run.now.noise, None, learned, teaches)
-    return RegionSearch(jnp.stack(trust)), slopes, judged
+    return search, Ratio(before, after, noise, None, learned, teaches), judged
 
 
 def _replan(
     radius: float | None, state: LoopState, outcome: Outcome, run: Run, second: Any
 ) -> Replanned:
     """Teach the model the trial, and find its minimum within the region."""
-    del second
     new, trial, point, judged = outcome.point, outcome.trial, state.point, outcome.judged
 
     def change(new: Array, old: Array) -> Array:
         return jnp.where(outcome.slopes.teaches, new - old, 0)
 
     s, y = jax.tree.map(change, trial.x, point.x), jax.tree.map(change, trial.g, point.g)
-    approx = _quadratic(run).learn(state.approx, s, y)
+    approx, diagonal = taught(state, outcome, s, y, run, second)
     trust, now = Trust(*outcome.search.scalars), _measured(outcome, run)
     fresh, gradient = _fresh(radius, new, now)
     trust = where(run.first, fresh, trust)
@@ -187,13 +213,16 @@ def _replan(
     # What the new model promises of the point, whether or not the trial has moved there.
     now = now._replace(gHg=2 * descent.promised)
     run = run._replace(now=run.now._replace(gHg=now.gHg))
+    if diagonal is not None:
+        leaves = bends_down(new, descent, now, judged.moved, run)
+        now = now._replace(jac_norm=jnp.where(leaves, jnp.inf, now.jac_norm))
 
     def squares() -> list[Array]:
         p = descent.p
         gg, pp, ss, xx = vectors.products((new.g, new.g), (p, p), (s, s), (new.x, new.x))
         return [now.gHg, gg, pp, ss, xx]
 
-    curvature, now, prospects = assess_model(state, outcome, squares, None, now, run)
+    curvature, now, prospects = assess_model(state, outcome, squares, diagonal, now, run)
     known = descent.is_minimum | judged.failed
     prospects = prospects._replace(
         settled=(prospects.settled & known) | (now.jac_norm <= run.tol.gtol),
@@ -215,7 +244,7 @@ def _replan(
         approx,
         curvature,
         run.path.join(plan, plan),
-        RegionSearch(jnp.stack(trust)),
+        PairsSearch(jnp.stack(trust), jnp.where(restarts, jnp.inf, outcome.search.contradiction)),
         now._replace(gHg=2 * trust.promised / now.g_scale),
         prospects,
         restarts,
@@ -240,6 +269,7 @@ def _fresh(radius: float | None, new: Point, now: Measures) -> tuple[Trust, Arra
         reach = length * trial_along_gradient(jnp.abs(new.f) / now.g_scale, length, length)
     else:
         reach = jnp.full_like(length, radius)
+    reach = jnp.where(length > 0, reach, 1)
     t = safe_divide(reach, length, length > 0)
     p = jax.tree.map(lambda g: -t.astype(g.dtype) * g, new.g)
     zero, never = jnp.zeros_like(length), jnp.full_like(length, jnp.inf)

@@ -15,6 +15,7 @@ from jaxqn.quasi_newton.lsr1_region import RegionMemoryState, lsr1_trust_region
 from jaxqn.quasi_newton.memory_state import MemoryState
 from jaxqn.quasi_newton.methods import METHODS, method_by_name
 from jaxqn.quasi_newton.newton import corrected_newton, spectrum_of
+from jaxqn.quasi_newton.newton_region import newton_trust_region
 from jaxqn.quasi_newton.noisy_pairs import (
     absorb_noisy_pair,
     bounded_direction,
@@ -82,6 +83,7 @@ __all__ = [
     "model_matrix",
     "newton_jacobian",
     "newton_krylov",
+    "newton_trust_region",
     "residual_space",
     "root_method",
     "same_batch_pair",

@@ -42,7 +42,7 @@ class RegionMemoryState(NamedTuple):
       y: gradient changes, likewise.
       grams: SᵀS, SᵀY and YᵀY by slot, shape ``(3, m, m)``.
       gamma: B is gamma I beside the pairs; 0 before the first one.
-      counts: ``absorbed``, ``refused`` and ``slot``, int32, shape ``(3,)``.
+      counts: ``absorbed``, ``refused``, ``slot`` and ``refused_last``, int32, shape ``(4,)``.
     """
 
     s: ArrayTree
@@ -70,6 +70,11 @@ class RegionMemoryState(NamedTuple):
     def slot(self) -> Array:
         """The slot to write next, int32, shape ``(...)``."""
         return self.counts[..., 2]
+
+    @property
+    def refused_last(self) -> Array:
+        """Pairs refused since the last one that passed the test, int32, shape ``(...)``."""
+        return self.counts[..., 3]
 
 
 class Spectrum(NamedTuple):
@@ -105,8 +110,8 @@ def lsr1_trust_region(
     Raises:
       TypeError, ValueError: as :func:`jaxqn.lbfgs_memory`; ``radius`` is no positive number.
 
-    Cost: per evaluation three reads of the history, O(m² + m n), and two m-by-m spectra. Memory:
-    2 m n numbers.
+    Cost: per evaluation four reads of the history, two for the products of a pair and two for the
+    step, O(m² + m n), and two m-by-m spectra. Memory: 2 m n numbers.
 
     Example:
       >>> from jaxqn import minimize
@@ -149,7 +154,7 @@ def _init(m: int, history_dtype: Any, x: ArrayTree, H0: Any = None) -> RegionMem
         y=empty_stack(m, x, history_dtype),
         grams=jnp.zeros((3, m, m), dtype),
         gamma=jnp.zeros((), dtype),
-        counts=jnp.zeros((3,), jnp.int32),
+        counts=jnp.zeros((4,), jnp.int32),
     )
 
 
@@ -185,20 +190,24 @@ def _learn(state: RegionMemoryState, s: ArrayTree, y: ArrayTree) -> RegionMemory
 
     old = state.grams
     grams = jnp.stack([put(old[0], of_s, of_s), put(old[1], of_sy, of_ys), put(old[2], of_y, of_y)])
-    newer = jnp.stack([jnp.minimum(state.absorbed + 1, m), state.refused, (slot + 1) % m])
+    size = jnp.minimum(state.absorbed + 1, m)
+    newer = jnp.stack([size, state.refused, (slot + 1) % m, state.refused_last])
     trial = state._replace(grams=grams, counts=newer)
     gamma = jnp.maximum(_largest_curvature(trial), 0)
     gamma = jnp.where(gamma > 0, gamma, first_curvature(ss, sy, yy))
     usable = (ss > 0) & jnp.all(jnp.isfinite(grams)) & in_range(ss, yy) & (gamma > 0)
-    accepted = usable & pivots(_dual(trial._replace(gamma=gamma)))[2][-1]
+    passes = usable & pivots(_dual(trial._replace(gamma=gamma)))[2][-1]
+    # Pairs that hide what all new ones say give way to them: they count once the others are gone.
+    accepted = passes | (usable & (state.refused_last >= m))
     changes = accepted | (usable & (state.absorbed == 0))
-    refused = (~accepted & (ss > 0)).astype(slot.dtype) * jnp.array([0, 1, 0], slot.dtype)
+    refused = (~accepted & (ss > 0)).astype(slot.dtype) * jnp.array([0, 1, 0, 1], slot.dtype)
+    kept = jnp.where(passes, 0, 1).astype(slot.dtype) * trial.counts[3:]
     return RegionMemoryState(
         s=put_where(accepted, state.s, slot, s),
         y=put_where(accepted, state.y, slot, y),
         grams=jnp.where(accepted, grams, old),
         gamma=jnp.where(changes, gamma, state.gamma),
-        counts=jnp.where(accepted, trial.counts, state.counts + refused),
+        counts=jnp.where(accepted, trial.counts.at[3:].set(kept), state.counts + refused),
     )
 
 
@@ -272,7 +281,7 @@ def _apply(state: RegionMemoryState, g: ArrayTree) -> ArrayTree:
 
 
 def _reset(state: RegionMemoryState, when: Array) -> RegionMemoryState:
-    nothing = state.counts * jnp.array([0, 1, 1], state.counts.dtype)
+    nothing = state.counts * jnp.array([0, 1, 1, 0], state.counts.dtype)
     return state._replace(
         gamma=jnp.where(when, jnp.zeros_like(state.gamma), state.gamma),
         counts=jnp.where(when, nothing, state.counts),

@@ -142,7 +142,7 @@ class Descent(NamedTuple):
 
 
 class Quadratic(NamedTuple):
-    """A quadratic model of f that is made from pairs alone, for a trust region.
+    """A quadratic model of f that is made from pairs, or by ``renew`` from Hessians, for a region.
 
     Attributes:
       learn: ``(state, s, y) -> state``, of every trial; the zero pair changes nothing.
@@ -180,7 +180,7 @@ class QuasiNewton(NamedTuple):
         product of H with the gradient before over those that could move then. A method without it
         takes no bounds, unless it has ``renew`` or ``model``.
       model: of a method for a trust region, its quadratic model: a :class:`Model` made from
-        residuals, or a :class:`Quadratic` made from pairs; else ``None``.
+        residuals, or a :class:`Quadratic` made from pairs or Hessians; else ``None``.
     """
 
     init: Callable[..., Any]
@@ -209,7 +209,8 @@ def check_method(method: Any, *, bounded: bool = False) -> None:
             f"{described(method)}; jaxqn.lbfgs() and its like are transformations, for optax"
         )
     in_parameters = isinstance(method.model, Model) and method.model.matrix is not None
-    takes_bounds = method.advance_on_face or method.renew or in_parameters
+    in_line = method.model is None and (method.advance_on_face or method.renew)
+    takes_bounds = in_line or in_parameters
     if bounded and not takes_bounds:
         raise TypeError(
             "this method takes no bounds, because it has no advance_on_face (jaxqn.damped has "

@@ -60,8 +60,9 @@ def sr1_trust_region(radius: float | None = None) -> QuasiNewton:
     Raises:
       TypeError, ValueError: ``radius`` is no positive number.
 
-    Cost: per evaluation two products with B, one pass over it, and a few Cholesky factors of n³/3,
-    more where B is newly indefinite. Memory: n².
+    Cost: per evaluation two products with B, one pass over it, and Cholesky factors of n³/3: one
+    where the minimum of the model lies within the radius, else two to four as a rule, and 20 at
+    most where B is newly indefinite. Memory: n².
 
     Example:
       >>> from jaxqn import minimize

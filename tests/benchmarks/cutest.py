@@ -6,7 +6,8 @@ Wild, SIAM J. Optim. 20 (2009)). jaxqn runs with its default tolerances and
 must end by itself; peers run with tight ones, so that none stops too early.
 
 Problems are unconstrained; those where solvers settle at different stationary
-points have a table of their own. ``--out FILE`` keeps the traces, and
+points have a table of their own. With ``--saddles`` the Hessian where a run of
+jaxqn ends says whether that is a saddle. ``--out FILE`` keeps the traces, and
 ``--merge FILE`` puts kept ones into the tables without running them again.
 """
 
@@ -59,6 +60,7 @@ def add_arguments(parser):
         "--merge", action="append", default=[], metavar="FILE", help="add kept traces"
     )
     group.add_argument("--unsolved", action="store_true", help="list what was not solved")
+    group.add_argument("--saddles", action="store_true", help="count ends at saddles")
 
 
 def read_problems() -> list[dict]:
@@ -130,7 +132,13 @@ def check_start(entry: dict, fun, x0) -> str:
     return ""
 
 
-def run_one(solver, fun, x0, gtol, bounds=None) -> dict:
+def lowest_curvature(fun, x) -> float:
+    """The smallest eigenvalue of the exact Hessian over the largest magnitude of one."""
+    values = np.linalg.eigvalsh(np.asarray(jax.jit(jax.hessian(fun))(jnp.asarray(x))))
+    return float(values[0] / np.max(np.abs(values)))
+
+
+def run_one(solver, fun, x0, gtol, bounds=None, *, saddles: bool = False) -> dict:
     """Runs one solver on one problem and returns its trace."""
     box = None if bounds is None else tuple(map(np.asarray, bounds))
     recorder = recording.Recorder(BUDGET, SECONDS, bounds=box)
@@ -144,6 +152,7 @@ def run_one(solver, fun, x0, gtol, bounds=None) -> dict:
         ended = recorder.spent or "error"
     else:
         ended = says(solver, outcome) if solver.ours else "itself"
+    looks = saddles and outcome is not None
     return {
         "evaluations": recorder.evaluations,
         "improvements": recorder.improvements,
@@ -152,6 +161,7 @@ def run_one(solver, fun, x0, gtol, bounds=None) -> dict:
         "nfev": None if outcome is None else int(outcome.nfev),
         "nit": None if outcome is None else int(outcome.nit),
         "seconds": round(time.perf_counter() - started, 3),
+        "lowest": lowest_curvature(fun, outcome.x) if looks else None,
     }
 
 
@@ -205,7 +215,9 @@ def run_all(options, kind: str, solvers: list) -> dict:
         counts = []
         for solver in solvers:
             gtol = options.gtol if solver.ours else PEER_GTOL[options.dtype]
-            trace = run_one(solver, fun, x0, gtol, bounds)
+            trace = run_one(
+                solver, fun, x0, gtol, bounds, saddles=options.saddles and entry["several_minima"]
+            )
             runs[solver.name][entry["id"]] = trace
             k = scores.evaluations_to_solve(trace, entry, 1e-5)
             counts.append(f"{solver.name} {'-' if np.isinf(k) else int(k)}")
@@ -223,4 +235,6 @@ def run_all(options, kind: str, solvers: list) -> dict:
             scores.print_table(runs, chosen, f"CUTEst, {kind}, {title}, {options.dtype}")
             if options.unsolved:
                 scores.print_unsolved(runs, chosen)
+            if options.saddles:
+                scores.print_saddles(runs, chosen)
     return {"dtype": options.dtype, "budget": BUDGET, "runs": runs}

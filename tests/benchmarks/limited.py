@@ -82,7 +82,7 @@ def main(options) -> dict:
     solvers = [
         s
         for s in peers.available(options.solvers)
-        if s.name in NAMES or (s.ours and "lbfgs" in s.name)
+        if s.name in NAMES or (s.ours and ("lbfgs" in s.name or "lsr1" in s.name))
     ]
     if not any(s.ours for s in solvers):
         print("skipped: jaxqn (no limited-memory method in it)")

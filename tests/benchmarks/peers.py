@@ -36,11 +36,11 @@ def _given(**options) -> dict:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _jaxqn(method: str):
+def _jaxqn(method: str, *, in_line: bool = False):
     def make(fun, options):
         import jaxqn
 
-        settings = _given(**options._asdict())
+        settings = _given(**options._asdict(), linesearch=jaxqn.wolfe() if in_line else None)
 
         def solve(x0, *args):
             r = jaxqn.minimize(fun, x0, args, method=method, **settings)
@@ -259,18 +259,26 @@ def our_solvers() -> tuple[Solver, ...]:
     return tuple(Solver(f"jaxqn-{n}", "jaxqn", True, _jaxqn(n)) for n in names)
 
 
+def line_forms() -> tuple[Solver, ...]:
+    """The line-search forms of the methods that step within a trust region, for those who ask."""
+    if not _importable("jaxqn"):
+        return ()
+    names = ("sr1", "lsr1")
+    return tuple(Solver(f"jaxqn-{n}-line", "jaxqn", True, _jaxqn(n, in_line=True)) for n in names)
+
+
 def available(names: Sequence[str] | None = None, peers: Sequence[Solver] = PEERS) -> list[Solver]:
     """The solvers asked for that can be imported; the others are printed.
 
     Args:
       names: solver names; ``"peers"`` and ``"jaxqn"`` stand for all of a kind,
-        None for everything.
+        None for everything but "jaxqn-sr1-line" and "jaxqn-lsr1-line".
       peers: those there are.
     """
     ours = our_solvers()
     if not ours and (names is None or any(n.startswith("jaxqn") for n in names)):
         print("skipped: jaxqn (not importable)")
-    table = {s.name: s for s in (*ours, *peers)}
+    table = {s.name: s for s in (*ours, *line_forms(), *peers)}
     groups = {"jaxqn": [s.name for s in ours], "peers": [s.name for s in peers]}
     wanted = []
     for name in names or ("jaxqn", "peers"):

@@ -74,3 +74,13 @@ def print_unsolved(runs: dict, problems: list) -> None:
             best = min((f for _, f in trace["improvements"]), default=np.nan)
             left = (best - p["f_best"]) / (p["f0"] - p["f_best"])
             print(f"  {name:22}{p['id']:14}{left:10.1e}{trace['evaluations']:7d}  {trace['ended']}")
+
+
+def print_saddles(runs: dict, problems: list) -> None:
+    """Prints at how many ends the Hessian has a negative eigenvalue, and where."""
+    print("ends with an eigenvalue below -1e-8 times the largest magnitude:")
+    for name, traces in runs.items():
+        lowest = {p["id"]: traces[p["id"]].get("lowest") for p in problems if p["id"] in traces}
+        seen = {key: value for key, value in lowest.items() if value is not None}
+        saddles = [f"{k} {v:.0e}" for k, v in seen.items() if not v >= -1e-8]
+        print(f"  {name:22}{len(saddles)} of {len(seen)}  {', '.join(saddles)}")

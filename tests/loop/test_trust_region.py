@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from benchmarks import classical
+from programs import count, marked
 
 import jaxqn
 from jaxqn import Status, minimize, minimize_batch
@@ -95,6 +97,9 @@ def test_no_gradient_at_all():
     lowest = np.linalg.eigvalsh(B)[0]
     near = by_factors(jnp.array(B), jnp.zeros(6), jnp.array(radius))
     assert value(B, np.zeros(6), near.p) <= 0.8 * 0.5 * lowest * radius**2
+    diagonal = jnp.diag(jnp.array([2.0, -2.0, 1.0]))
+    near = by_factors(diagonal, jnp.zeros(3), jnp.array(radius))
+    assert value(diagonal, np.zeros(3), near.p) <= -0.8 * radius**2
     values = jnp.array([0.0, 1.0, 2.0])
     np.testing.assert_array_equal(in_spectrum(values, jnp.zeros(3), jnp.array(radius)).c, 0)
 
@@ -232,6 +237,14 @@ def test_float32_ends_by_itself(method):
     np.testing.assert_allclose(result.x, 1, atol=1e-3)
 
 
+def test_pairs_that_refuse_all_others_give_way():
+    """In float32 rounding of ten pairs in three dimensions would hide every other for ever."""
+    starts = jnp.array(np.random.default_rng(3).normal(size=(40, 3)), jnp.float32)
+    result = minimize_batch(rosenbrock, starts, method="lsr1", lanes=40)
+    assert np.all(np.asarray(result.fun) < 1e-5)
+    assert np.max(result.nfev) < 400
+
+
 @pytest.mark.parametrize("method", ["sr1", "lsr1"])
 def test_a_run_goes_on_where_it_stopped(method):
     x0 = jnp.array([-1.2, 1.0, 0.5])
@@ -258,6 +271,88 @@ def test_statuses():
     edge = minimize(lambda x: jnp.sum(x - jnp.log(x)), 0.01 * x0, method="sr1")
     assert int(edge.status) == Status.CONVERGED
     np.testing.assert_allclose(edge.x, 1, rtol=1e-6)
+
+
+def cancelling(x, size):
+    """Rosenbrock's function with the rounding of ``size``: values are flat where slopes are not."""
+    return (1 + rosenbrock(x) + size) - size
+
+
+@pytest.mark.parametrize("size", [1e3, 1e4])
+@pytest.mark.parametrize("method", ["sr1", "lsr1"])
+def test_values_that_noise_hides(method, size, dtype):
+    """Slopes then decide. A run along values alone finds no decrease at gradients of 1e-5."""
+    starts = jnp.array(np.random.default_rng(3).normal(size=(40, 2)), dtype)
+    result = minimize_batch(
+        cancelling, starts, (dtype(size),), in_axes=(0, None), method=method, lanes=40
+    )
+    ends = np.asarray(result.status)
+    assert np.all((ends == Status.CONVERGED) | (ends == Status.STALLED))
+    at_minimum = np.max(np.abs(result.x - 1), axis=1) < (1e-2 if dtype == jnp.float32 else 1e-6)
+    assert np.mean(at_minimum) >= 0.9
+
+
+def test_noise_beyond_the_rounding_of_f():
+    """In float32 the terms of this sum are 1e4 times its value: the run measures what they hide."""
+    x0, numbers, _ = classical.starts((1.0, 10.0, 100.0), 2)
+    names = np.array([function.name for function in classical.FUNCTIONS])[numbers]
+    starts = jnp.array(x0[names == "trigonometric"], jnp.float32)
+    number = jnp.array(numbers[names == "trigonometric"])
+    result = minimize_batch(classical.numbered, starts, (number,), method="sr1")
+    ends = np.asarray(result.status)[np.asarray(result.fun) > 1e-6]  # at 0 noise is all there is
+    assert len(ends) > 0
+    assert np.all((ends == Status.CONVERGED) | (ends == Status.STALLED))
+    assert np.all(result.fun < 3e-4)
+
+
+# Newton's method
+
+
+@pytest.mark.parametrize("x0", [[0.0, 0.0], [1.0, 0.0], [1.0, 1e-3], [3.0, 0.1]])
+def test_newton_leaves_a_saddle(x0, dtype):
+    """Along negative curvature, also without any gradient that shows the way."""
+
+    def fun(x):
+        return x[0] ** 2 - x[1] ** 2 + x[1] ** 4
+
+    result = minimize(fun, jnp.array(x0, dtype), method=jaxqn.newton_trust_region())
+    assert int(result.status) == Status.CONVERGED
+    np.testing.assert_allclose(np.abs(result.x), [0, np.sqrt(0.5)], atol=1e-3)
+    approx = result.state.approx
+    assert int(approx.absorbed) == int(result.nit) + 1  # one Hessian at x0, and one per step
+    assert int(result.nfev) <= 15
+
+
+def test_newton_ends_at_minima():
+    """Where the Hessian is positive definite; its last digits come in a step or two."""
+    starts = 0.3 * jnp.array(np.random.default_rng(1).normal(size=(6, 4)))
+    for fun in (wells, valley):
+        result = minimize_batch(fun, starts, method=jaxqn.newton_trust_region())
+        assert np.all(result.status == Status.CONVERGED)
+        lowest = np.linalg.eigvalsh(jax.vmap(jax.hessian(fun))(result.x))[:, 0]
+        assert np.all(lowest > 0)
+        assert np.max(result.nfev) <= 25
+
+
+def test_newton_has_one_more_site_and_no_bounds():
+    method = jaxqn.newton_trust_region(0.05)
+    trace = jax.make_jaxpr(functools.partial(minimize, marked(rosenbrock), method=method))
+    hessian = jax.make_jaxpr(jax.hessian(marked(rosenbrock)))(jnp.zeros(2)).jaxpr
+    assert count(trace(jnp.zeros(2)).jaxpr, "marker") == 1 + count(hessian, "marker")
+    x0 = jnp.array([-1.2, 1.0])
+    first = minimize(rosenbrock, x0, method=method, maxfun=2)
+    assert float(jnp.linalg.norm(first.x - x0)) <= 0.05 * 1.1
+    part = minimize(rosenbrock, x0, method=method, maxfun=9)
+    rest = minimize(rosenbrock, x0, method=method, state=part.state)
+    jax.tree.map(np.testing.assert_array_equal, rest, minimize(rosenbrock, x0, method=method))
+    with pytest.raises(TypeError, match="takes no bounds"):
+        minimize(rosenbrock, x0, method=method, bounds=(0.0, 1.0))
+
+    def kink(x):
+        return jnp.sum(jnp.abs(x) ** 1.5) + x[0] + 2 * x[1]
+
+    ends = minimize(kink, jnp.zeros(2), method=jaxqn.newton_trust_region())
+    np.testing.assert_allclose(ends.x, [-4 / 9, -16 / 9], rtol=1e-5)
 
 
 def test_the_first_radius():
