@@ -97,7 +97,7 @@ from jaxqn.transforms import (
     ssbroyden,
 )
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 METHODS: tuple[str, ...] = tuple(_METHODS)
 """Names that ``minimize(method=...)`` knows."""

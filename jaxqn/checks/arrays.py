@@ -27,6 +27,8 @@ DIAGONAL = "with limited memory, it is a diagonal"
 
 def check_x0(x0: ArrayTree) -> tuple[ArrayTree, np.dtype, int]:
     """``x0`` with array leaves, their one dtype, and their total size."""
+    if {"x", "status"} <= set(getattr(x0, "_fields", ())):
+        raise TypeError("x0 is the result of a run: go on from its point, result.x")
     named, treedef = jax.tree_util.tree_flatten_with_path(x0)
     if not named:
         raise ValueError("x0 has no leaves: there is nothing to minimise over")
@@ -53,7 +55,13 @@ def check_x0(x0: ArrayTree) -> tuple[ArrayTree, np.dtype, int]:
 def _floating(name: str, leaf: Any) -> Any:
     """One leaf of ``x0`` as a real floating array."""
     if not hasattr(leaf, "dtype"):
-        if isinstance(leaf, (str, bytes)) or callable(leaf):
+        if callable(leaf):
+            raise TypeError(
+                f"{name} is a {type(leaf).__name__}, not an array of real numbers: of a module as "
+                "Equinox has minimise over the arrays, arrays, rest = eqx.partition(module, "
+                "eqx.is_array)"
+            )
+        if isinstance(leaf, (str, bytes)):
             raise TypeError(f"{name} is a {type(leaf).__name__}, not an array of real numbers")
         leaf = jnp.asarray(leaf)
     elif isinstance(leaf, np.ndarray | np.generic):

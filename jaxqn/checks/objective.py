@@ -1,5 +1,6 @@
 """Checks of the objective, of what it is called with and of what it returns."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -88,9 +89,22 @@ def check_args(args: Any) -> None:
 
 
 def check_callback(callback: Any) -> None:
-    """Raise unless the callback is a function or ``None``."""
-    if callback is not None and not callable(callback):
+    """Raise unless the callback is a function of one argument, or ``None``."""
+    if callback is None:
+        return
+    if not callable(callback):
         raise TypeError(f"callback must be a function, but it is {described(callback)}")
+    try:
+        signature = inspect.signature(callback)
+    except ValueError:  # of some built-in functions nothing is known
+        return
+    try:
+        signature.bind("the result")
+    except TypeError as error:
+        raise TypeError(
+            "callback is called with one argument, the result so far, which has x, fun, jac and "
+            f"nit: write callback(result) ({error})"
+        ) from None
 
 
 def called(fun: Callable[..., Any], x: Any, args: Any) -> Any:

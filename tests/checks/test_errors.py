@@ -35,6 +35,9 @@ BAD_INPUT = {
     "half precision": (dict(x0=X.astype(np.float16)), TypeError, ["float16", "float32"]),
     "bfloat16": (dict(x0=jnp.ones(2, jnp.bfloat16)), TypeError, ["bfloat16", "float32"]),
     "x0 is text": (dict(x0="start"), TypeError, ["x0", "str", "array"]),
+    "x0 has a function": (dict(x0={"w": X, "f": np.tanh}), TypeError, ["x0['f']", "eqx.partition"]),
+    "x0 is a result": (dict(x0=jaxqn.minimize(lambda x: x @ x, X)), TypeError, ["result.x"]),
+    "callback of two": (dict(callback=lambda *, state: state), TypeError, ["callback(result)"]),
     "x0 is empty": (dict(x0=np.ones(0)), ValueError, ["x0", "nothing"]),
     "x0 has no leaves": (dict(x0={}), ValueError, ["x0", "nothing"]),
     "one bad leaf": (
