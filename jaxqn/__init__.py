@@ -1,4 +1,38 @@
-"""Quasi-Newton minimisation for JAX: formulas, drivers and optax transformations."""
+"""Quasi-Newton minimisation for JAX: fits with error bars, batches, roots and optax chains.
+
+Minimise a function of any pytree; the status says how the run ended:
+
+>>> import jax.numpy as jnp
+>>> import jaxqn
+>>> def loss(p, a):
+...     return (p["x"] - a) ** 2 + (p["y"] - p["x"] ** 2) ** 2
+>>> start = {"x": jnp.array(0.5), "y": jnp.array(0.0)}
+>>> result = jaxqn.minimize(loss, start, (1.0,))
+>>> result.status_name, {name: round(float(value), 2) for name, value in result.x.items()}
+('CONVERGED', {'x': 1.0, 'y': 1.0})
+
+Fit a curve, with error bars:
+
+>>> def decay(t, scale, rate):
+...     return scale * jnp.exp(-rate * t)
+>>> t = jnp.linspace(0.0, 4.0, 30)
+>>> popt, pcov = jaxqn.curve_fit(decay, t, decay(t, 3.0, 0.7) + 0.1 * jnp.cos(40 * t), [1.0, 1.0])
+>>> [f"{value:.2f} ± {error:.2f}" for value, error in zip(popt, jnp.sqrt(jnp.diag(pcov)))]
+['3.03 ± 0.04', '0.71 ± 0.02']
+
+Do a hundred fits in one call:
+
+>>> fits = jaxqn.minimize_batch(loss, start, (jnp.linspace(1.0, 2.0, 100),), in_axes=(None, 0))
+>>> fits.x["x"].shape, bool(fits.success.all())
+((100,), True)
+
+The front doors, each with a ``help`` of its own: ``minimize``, ``least_squares``, ``curve_fit``,
+``root``, ``fixed_point``; for many problems ``minimize_batch``, ``root_batch``,
+``minimize_stream``, ``multi_start``; for error bars ``covariance``, ``profile_intervals``;
+``sum_of_squares`` makes an objective of residuals. For optax chains there are ``bfgs``, ``lbfgs``
+and the like, and ``scale_by_bfgs`` and the like; ``bfgs_update`` and the like are the corrections
+by themselves. ``Status`` says how a run may end, and ``derivatives`` checks gradients.
+"""
 
 from jaxqn import derivatives as derivatives
 from jaxqn.drivers import (
@@ -102,67 +136,48 @@ __version__ = "0.2.0"
 METHODS: tuple[str, ...] = tuple(_METHODS)
 """Names that ``minimize(method=...)`` knows."""
 
-__all__ = [
-    "ENDS",
-    "MESSAGES",
-    "METHODS",
-    "REASONS",
-    "BatchState",
-    "Covariance",
-    "Eigenpairs",
-    "History",
-    "Intervals",
-    "LeastSquaresResult",
-    "LineSearch",
-    "MinimizeResult",
-    "MultiStartResult",
-    "QuasiNewton",
-    "RootResult",
-    "SpectralCorrection",
-    "Status",
-    "Transformed",
-    "backtracking",
-    "bfgs",
-    "bfgs_update",
-    "broyden",
-    "broyden_bad_update",
-    "broyden_good_update",
-    "broyden_update",
-    "correct_inverse",
-    "corrected_newton",
-    "covariance",
-    "curve_fit",
-    "damped",
-    "dense",
-    "derivatives",
-    "dfp",
-    "dfp_update",
-    "eigenpairs",
-    "fixed_point",
-    "hessian_eigenpairs",
-    "inverse_hessian_product",
-    "lbfgs",
-    "lbfgs_memory",
-    "least_squares",
-    "lsr1",
-    "lsr1_memory",
-    "lsr1_trust_region",
+__all__ = [  # noqa: RUF022 -- in the order in which they are wanted
+    # front doors, and what belongs to them
     "minimize",
+    "least_squares",
+    "curve_fit",
+    "root",
+    "fixed_point",
     "minimize_batch",
+    "root_batch",
     "minimize_stream",
     "multi_start",
+    "covariance",
+    "profile_intervals",
+    "sum_of_squares",
+    "derivatives",
+    # what they return and say
+    "Status",
+    "MESSAGES",
+    "METHODS",
+    "MinimizeResult",
+    "LeastSquaresResult",
+    "RootResult",
+    "MultiStartResult",
+    "BatchState",
+    "History",
+    "Covariance",
+    "Transformed",
+    "Intervals",
+    "REASONS",
+    "ENDS",
+    # optax: optimisers, and parts of a chain
+    "bfgs",
+    "broyden",
+    "dfp",
+    "lbfgs",
+    "lsr1",
     "newton",
     "newton_trust_region",
     "osbfgs",
-    "osbfgs_update",
-    "powell_damping",
-    "profile_intervals",
-    "rank_one",
-    "rank_one_correction",
-    "rank_two",
-    "root",
-    "root_batch",
-    "same_batch_pair",
+    "sr1",
+    "ssbfgs",
+    "ssbroyden",
     "scale_by_bfgs",
     "scale_by_broyden",
     "scale_by_corrected_adam",
@@ -179,21 +194,46 @@ __all__ = [
     "scale_by_ssbfgs",
     "scale_by_ssbroyden",
     "scale_by_stochastic_lbfgs",
-    "sherman_morrison",
-    "spectral_correction",
-    "spectral_inverse",
-    "sr1",
-    "sr1_trust_region",
-    "sr1_update",
-    "ssbfgs",
-    "ssbfgs_update",
-    "ssbroyden",
-    "ssbroyden_update",
-    "stored_pairs",
+    # methods and line searches as values
+    "QuasiNewton",
+    "dense",
+    "lbfgs_memory",
+    "lsr1_memory",
     "structured",
+    "corrected_newton",
+    "damped",
+    "sr1_trust_region",
+    "lsr1_trust_region",
+    "inverse_hessian_product",
+    "stored_pairs",
+    "same_batch_pair",
+    "LineSearch",
+    "wolfe",
+    "backtracking",
+    # corrections by themselves
+    "bfgs_update",
+    "broyden_bad_update",
+    "broyden_good_update",
+    "broyden_update",
+    "correct_inverse",
+    "dfp_update",
+    "osbfgs_update",
+    "powell_damping",
+    "rank_one",
+    "rank_one_correction",
+    "rank_two",
+    "sherman_morrison",
+    "sr1_update",
+    "ssbfgs_update",
+    "ssbroyden_update",
     "structured_update",
-    "sum_of_squares",
     "trust_region_step",
     "wedderburn",
-    "wolfe",
+    # eigenpairs, and Hessians without a useful inverse
+    "spectral_correction",
+    "SpectralCorrection",
+    "spectral_inverse",
+    "eigenpairs",
+    "hessian_eigenpairs",
+    "Eigenpairs",
 ]

@@ -1,24 +1,54 @@
-"""Every notebook runs from scratch, and is committed without outputs."""
-
-from pathlib import Path
+"""Every notebook runs from scratch, and its committed outputs are of the kinds that a run has."""
 
 import nbformat
 import pytest
-from nbclient import NotebookClient
+from render_notebooks import COMMAND, NOTEBOOKS, complaints, differences, kinds, run
 
-NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@each_notebook
 @pytest.mark.filterwarnings("default")  # the machinery of kernels warns about itself
 def test_notebook(path, monkeypatch):
     monkeypatch.delenv("XLA_FLAGS", raising=False)  # one device, as a user has; the suite has eight
     notebook = nbformat.read(path, as_version=4)
-    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert not any(cell.outputs or cell.execution_count for cell in cells)
-    NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
-    assert any("assert" in cell.source for cell in cells)
+    stale = differences(notebook, run(notebook))
+    assert not stale, f"{path.name} is stale: {'; '.join(stale)}. Run: {COMMAND} {path.stem}"
+    assert any("assert" in cell.source for cell in notebook.cells if cell.cell_type == "code")
+
+
+@each_notebook
+def test_committed_outputs_are_small_and_hold_nothing_of_a_machine(path):
+    assert not (found := complaints(path)), f"{path.name}: {found}. Run: {COMMAND} {path.stem}"
 
 
 def test_there_are_notebooks():
     assert len(NOTEBOOKS) >= 2
+    assert [path.name[:2] for path in NOTEBOOKS] == [f"{k:02d}" for k in range(len(NOTEBOOKS))]
+
+
+def outputs_of(text):
+    return [nbformat.v4.new_output("stream", text=text)]
+
+
+def test_what_makes_an_output_stale():
+    """Other numbers do not, nor their widths; another word, picture or order does."""
+
+    def notebook(*outputs, count=1):
+        cell = nbformat.v4.new_code_cell("f()", outputs=list(outputs), execution_count=count)
+        return nbformat.v4.new_notebook(cells=[cell])
+
+    picture = nbformat.v4.new_output("display_data", {"image/png": "", "text/plain": "<1 Axes>"})
+    old = notebook(*outputs_of("x = [ 1.   -2e-05]\n"), picture)
+    assert kinds(outputs_of("a 1\n") + outputs_of("b")) == kinds(outputs_of("a -2.5 b"))
+    assert differences(old, notebook(*outputs_of("x = [-1.25  3.0]\n"), picture)) == []
+    assert differences(old, notebook(*outputs_of("x = [nan  inf]\n"), picture)) == []
+    for other in (
+        notebook(*outputs_of("y = [ 1.   -2e-05]\n"), picture),
+        notebook(*outputs_of("x = [ 1.   -2e-05  3.]\n"), picture),
+        notebook(*outputs_of("x = [ 1.   -2e-05]\n")),
+        notebook(picture, *outputs_of("x = [ 1.   -2e-05]\n")),
+        notebook(*old.cells[0].outputs, count=2),
+    ):
+        (found,) = differences(old, other)
+        assert found.startswith("cell 0 ")

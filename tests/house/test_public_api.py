@@ -6,6 +6,7 @@ import importlib.resources
 import inspect
 import pickle
 import pkgutil
+import pydoc
 import re
 import subprocess
 import sys
@@ -56,6 +57,16 @@ def test_all_is_what_there_is():
     }
     assert set(jaxqn.__all__) == public | {"derivatives"}
     assert len(set(jaxqn.__all__)) == len(jaxqn.__all__)
+
+
+def test_help_begins_with_the_front_doors():
+    """Three programs and the names of the doors come before what `pydoc` sorts by itself."""
+    page = pydoc.plain(pydoc.render_doc(jaxqn))
+    first = page[: page.index("PACKAGE CONTENTS")]
+    assert len(first.splitlines()) < 45
+    doors = jaxqn.__all__[: jaxqn.__all__.index("derivatives") + 1]
+    assert doors[0] == "minimize"
+    assert [name for name in doors if f"``{name}``" not in first] == []
 
 
 @pytest.mark.parametrize("module", MODULES)
