@@ -1,8 +1,11 @@
 """Every notebook runs from scratch, and its committed outputs are of the kinds that a run has."""
 
+import os
+
 import nbformat
 import pytest
 from render_notebooks import COMMAND, NOTEBOOKS, complaints, differences, kinds, run
+from xla_flags import flags_of_documents
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -10,7 +13,8 @@ each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path
 @each_notebook
 @pytest.mark.filterwarnings("default")  # the machinery of kernels warns about itself
 def test_notebook(path, monkeypatch):
-    monkeypatch.delenv("XLA_FLAGS", raising=False)  # one device, as a user has; the suite has eight
+    # One device, as a user has; the suite has eight.
+    monkeypatch.setenv("XLA_FLAGS", flags_of_documents(os.environ.get("XLA_FLAGS", "")))
     notebook = nbformat.read(path, as_version=4)
     stale = differences(notebook, run(notebook))
     assert not stale, f"{path.name} is stale: {'; '.join(stale)}. Run: {COMMAND} {path.stem}"
