@@ -19,6 +19,8 @@ import nbformat
 from nbclient import NotebookClient
 from PIL import Image
 
+import jaxqn
+
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 COMMAND = "python -m tests.documents.render_notebooks"
@@ -31,6 +33,9 @@ MAX_PICTURE, MAX_FILE = 40_000, 200_000
 """Bytes of a picture, and of a notebook."""
 
 NUMBER = re.compile(r"[-+−]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|[-+]?\b(nan|inf)\b", re.IGNORECASE)
+ENDINGS = [*jaxqn.MESSAGES.values(), *jaxqn.Status.__members__]
+ENDING = re.compile("|".join(map(re.escape, ENDINGS)))
+"""How a run ended: rounding decides it where a run is at the limits of its precision."""
 FORBIDDEN = {
     "a time": re.compile(r"\d *(ns|µs|us|ms|s|seconds|minutes|min)\b"),
     "a path": re.compile(re.escape(str(ROOT)) + "|" + re.escape(str(Path.home())) + "/|/tmp/"),
@@ -83,8 +88,8 @@ def in_few_colours(png):
 
 
 def skeleton(text):
-    """What a text says apart from its numbers and the spaces that their lengths decide."""
-    return re.sub(r"\s+", "", NUMBER.sub("#", text))
+    """What a text says apart from numbers, how a run ended, and the spaces that depend on these."""
+    return re.sub(r"\s+", "", NUMBER.sub("#", ENDING.sub("STATUS", text)))
 
 
 def kinds(outputs):

@@ -7,6 +7,8 @@ import pytest
 from render_notebooks import COMMAND, NOTEBOOKS, complaints, differences, kinds, run
 from xla_flags import flags_of_documents
 
+import jaxqn
+
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
@@ -44,6 +46,8 @@ def test_what_makes_an_output_stale():
 
     picture = nbformat.v4.new_output("display_data", {"image/png": "", "text/plain": "<1 Axes>"})
     old = notebook(*outputs_of("x = [ 1.   -2e-05]\n"), picture)
+    ends = [outputs_of(f"{status.name} 1") for status in (jaxqn.Status.STALLED, jaxqn.Status.FTOL)]
+    assert kinds(ends[0]) == kinds(ends[1])
     assert kinds(outputs_of("a 1\n") + outputs_of("b")) == kinds(outputs_of("a -2.5 b"))
     assert differences(old, notebook(*outputs_of("x = [-1.25  3.0]\n"), picture)) == []
     assert differences(old, notebook(*outputs_of("x = [nan  inf]\n"), picture)) == []
