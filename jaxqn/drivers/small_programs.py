@@ -33,7 +33,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def eager_program(*static: str) -> Callable[[F], F]:
-    """``jax.jit`` as a decorator, with these static keywords and options by size if eager."""
+    """``jax.jit`` as a decorator, with these static keywords and options by size if eager.
+
+    What is decorated has the two jitted functions as ``programs``.
+    """
 
     def decorated(fun: F) -> F:
         plain = jax.jit(fun, static_argnames=static)
@@ -56,6 +59,7 @@ def eager_program(*static: str) -> Callable[[F], F]:
             small = is_small(statics, structure, tuple(map(jax.typeof, leaves)))
             return (quick if small else plain)(*args, **given)
 
+        call.programs = plain, quick  # type: ignore[attr-defined]
         return cast(F, call)
 
     return decorated

@@ -121,8 +121,9 @@ def covariance(
 
 
 def minimum_of(fit: Any) -> ArrayTree:
-    """The point of a result, or the point that was given for it."""
-    return fit.x if isinstance(fit, MinimizeResult | LeastSquaresResult) else fit
+    """The point of a result, ours or another library's, or the point that was given for it."""
+    ours = isinstance(fit, MinimizeResult | LeastSquaresResult)
+    return fit.x if ours or (jax.tree_util.all_leaves([fit]) and hasattr(fit, "x")) else fit
 
 
 class Noise(NamedTuple):

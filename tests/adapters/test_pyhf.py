@@ -51,7 +51,8 @@ def data_of(model, counts):
 
 def compiled():
     """Programs of fits so far."""
-    return importlib.import_module("jaxqn.drivers.minimize")._run._cache_size()
+    run = importlib.import_module("jaxqn.drivers.minimize")._run
+    return sum(program._cache_size() for program in run.programs)
 
 
 def use(optimizer):
