@@ -216,7 +216,7 @@ def fit_growth(method, adjoint):
     ],
 )
 def test_diffrax(method, adjoint):
-    """The solver of the equation picks its steps, so that values are noisier than their rounding."""
+    """The solver of the equation picks its steps: values are noisier than their rounding."""
     result = fit_growth(method, adjoint)
     assert result.status in (jaxqn.Status.CONVERGED, jaxqn.Status.STALLED)
     assert result.fun < 1e-10
