@@ -1,6 +1,7 @@
 """SciPy's ``curve_fit``, by :func:`jaxqn.least_squares`."""
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -9,12 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxqn._typing import Array
-from jaxqn.checks import check_hashable, is_traced
+from jaxqn.checks import check_hashable, check_keywords, is_traced
 from jaxqn.drivers.least_squares import LeastSquaresResult, least_squares
 from jaxqn.drivers.small_programs import eager_program
 from jaxqn.formulas import inverse_gram
 
 __all__ = ["curve_fit"]
+
+KNOWN = {*inspect.signature(least_squares).parameters, "sigma", "absolute_sigma", "full_output"}
+"""What may be said by name."""
 
 
 def curve_fit(
@@ -69,6 +73,7 @@ def curve_fit(
       Bates & Watts, Nonlinear Regression Analysis, 1988, section 2.2.
     """
     check_hashable(model, "model")
+    check_keywords("curve_fit", options, KNOWN - {"residuals", "x0", "args"})
     if sigma is not None and absolute_sigma is None:
         raise ValueError(
             "say absolute_sigma=True if sigma are the true standard deviations, or False if only "
