@@ -1,5 +1,7 @@
 """Whole optimisers for optax users: each is a chain of :mod:`jaxqn.transforms`."""
 
+from __future__ import annotations  # for a short signature in help(...)
+
 from typing import Any, Literal
 
 import optax
