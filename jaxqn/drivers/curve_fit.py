@@ -56,8 +56,8 @@ def curve_fit(
       and, without ``absolute_sigma``, where m ≤ n.
 
     Raises:
-      ValueError: data that are not finite; ``sigma`` without ``absolute_sigma``, not positive, or
-        of another shape.
+      ValueError: a model of another shape than ``ydata``; data that are not finite; ``sigma``
+        without ``absolute_sigma``, not positive, or of another shape.
       TypeError: see :func:`jaxqn.least_squares`.
 
     Cost: that of the fit, and a Jacobian with its singular values.
@@ -104,7 +104,9 @@ def _residuals_of(model: Callable[..., Any]) -> Callable[..., Array]:
     """The residuals of a model, the same function for the same model."""
 
     def residuals(p: Array, xdata: Any, ydata: Array, whitening: Array | None) -> Array:
-        r = (jnp.asarray(model(xdata, *p)) - ydata).ravel()
+        predicted = jnp.asarray(model(xdata, *p))
+        _check_alike(predicted, ydata)
+        r = (predicted - ydata).ravel()
         if whitening is None:
             return r
         if whitening.ndim == 1:
@@ -112,6 +114,19 @@ def _residuals_of(model: Callable[..., Any]) -> Callable[..., Array]:
         return jax.scipy.linalg.solve_triangular(whitening, r, lower=True)
 
     return residuals
+
+
+def _check_alike(predicted: Array, ydata: Array) -> None:
+    """Raise unless the model's values are like the data; fewer axes and axes of size 1 stretch."""
+    try:
+        common = np.broadcast_shapes(predicted.shape, ydata.shape)
+    except ValueError:
+        common = None
+    if common != ydata.shape:
+        raise ValueError(
+            f"model(xdata, *p) must have the shape {ydata.shape} of ydata, but it has "
+            f"{predicted.shape}: reshape one of them, for instance by .ravel()"
+        )
 
 
 def _whitening(sigma: Any, ydata: Array) -> Array | None:
