@@ -32,10 +32,11 @@ from jaxqn.checks.objective import (
     split_aux,
 )
 from jaxqn.checks.parameters import check_parameters
-from jaxqn.checks.words import answered, check_keywords, nearest
+from jaxqn.checks.words import answered, answered_part, check_keywords, nearest
 
 __all__ = [
     "answered",
+    "answered_part",
     "called",
     "check_args",
     "check_aux",

@@ -57,9 +57,9 @@ def _floating(name: str, leaf: Any) -> Any:
     if not hasattr(leaf, "dtype"):
         if callable(leaf):
             raise TypeError(
-                f"{name} is a {type(leaf).__name__}, not an array of real numbers: of a module as "
-                "Equinox has minimise over the arrays, arrays, rest = eqx.partition(module, "
-                "eqx.is_array)"
+                f"{name} is a {type(leaf).__name__}, not an array of real numbers: of an Equinox "
+                "module pass the arrays alone, after arrays, rest = eqx.partition(module, "
+                "eqx.is_inexact_array)"
             )
         if isinstance(leaf, (str, bytes)):
             raise TypeError(f"{name} is a {type(leaf).__name__}, not an array of real numbers")

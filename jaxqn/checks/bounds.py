@@ -110,7 +110,9 @@ def _spread(side: int, prefix: Any, tree: ArrayTree) -> list[Any]:
     try:
         prefixes = one_level.flatten_up_to(prefix)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"bounds[{side}] is not like x0: {error}. {FORMS}") from None
+        raise ValueError(
+            f"bounds[{side}] is not like x0: {str(error).rstrip('.')}. {FORMS}"
+        ) from None
     parts = one_level.flatten_up_to(tree)
     spread = (_spread(side, *pair) for pair in zip(prefixes, parts, strict=True))
     return [entry for part in spread for entry in part]

@@ -79,6 +79,8 @@ def described(value: Any) -> str:
     """What a value is, in words for an error message."""
     if value is None:
         return "None"
-    if isinstance(value, np.ndarray):
+    if isinstance(value, np.ndarray | jax.Array):
         return f"an array of {value.dtype}"
-    return f"a {type(value).__name__}" + (f" ({value!r})" if isinstance(value, str) else "")
+    kind = type(value).__name__
+    article = "an" if kind[0] in "aeioAEIO" else "a"
+    return f"{article} {kind}" + (f" ({value!r})" if isinstance(value, str) else "")

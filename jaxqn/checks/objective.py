@@ -1,6 +1,7 @@
 """Checks of the objective, of what it is called with and of what it returns."""
 
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -33,6 +34,12 @@ NEEDS_A_NUMBER = (
 )
 """What JAX raises where Python needs the value of an array that is being traced."""
 
+IN_WORDS = re.compile("concrete value|Slice entries must be static|unhashable type: '.*Tracer'")
+"""The same where JAX or Python raises a plain TypeError or IndexError."""
+
+LIST_AS_ARRAY = re.compile("operand type.*'(list|tuple)'")
+"""What Python raises where arithmetic meets a list."""
+
 
 def check_equations(F: Any, x: Any, *, alike: bool) -> None:
     """Raise unless F has as many real numbers as x, and is like x if that is asked for."""
@@ -62,7 +69,7 @@ def check_equations(F: Any, x: Any, *, alike: bool) -> None:
 def check_hashable(fun: Callable[..., Any], name: str = "fun") -> None:
     """``fun`` must be callable, and hashable to serve as a key of compiled programs."""
     if not callable(fun):
-        raise TypeError(f"{name} must be a function of x, but it is a {type(fun).__name__}")
+        raise TypeError(f"{name} must be a function of x, but it is {described(fun)}")
     try:
         hash(fun)
     except TypeError as error:
@@ -111,12 +118,18 @@ def called(fun: Callable[..., Any], x: Any, args: Any) -> Any:
     """``fun(x, *args)`` under tracing, with a word on values that Python cannot have there."""
     try:
         return fun(x, *args)
-    except TypeError as error:
-        if not isinstance(error, NEEDS_A_NUMBER) and "concrete value" not in str(error):
+    except (TypeError, IndexError) as error:
+        lists = any(isinstance(given, list | tuple) for given in (x, *args))
+        if lists and LIST_AS_ARRAY.search(str(error)):
+            raise TypeError(
+                f"{error}: fun is given a list or a tuple as it is, a pytree of numbers and not an "
+                "array; for an array pass jnp.array([...])"
+            ) from error
+        if not isinstance(error, NEEDS_A_NUMBER) and not IN_WORDS.search(str(error)):
             raise
         raise TypeError(
             "fun needs the value of x or of one of its args in Python, for an if, a loop, a shape, "
-            "float(...) or NumPy, but it is compiled with all of them as variables: write "
+            "a slice, float(...) or NumPy, but it is compiled with all of them as variables: write "
             "jnp.where, jax.lax.cond and jax.numpy; what chooses code or a shape is no argument: "
             "bind it, as in functools.partial(fun, flag=True)"
         ) from error
@@ -187,7 +200,7 @@ def scalar_value(value: Any, name: str = "fun") -> Array:
     if value.shape != ():
         raise ValueError(
             f"{name} must return a scalar, but it returned shape {value.shape}: reduce it, for "
-            "instance with jnp.sum"
+            "instance with jnp.sum; if these are residuals, call jaxqn.least_squares"
         )
     if not jnp.issubdtype(value.dtype, jnp.floating):
         raise TypeError(

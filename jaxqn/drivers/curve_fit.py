@@ -1,6 +1,7 @@
 """SciPy's ``curve_fit``, by :func:`jaxqn.least_squares`."""
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -9,12 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxqn._typing import Array
-from jaxqn.checks import check_hashable, is_traced
+from jaxqn.checks import check_hashable, check_keywords, is_traced
 from jaxqn.drivers.least_squares import LeastSquaresResult, least_squares
 from jaxqn.drivers.small_programs import eager_program
 from jaxqn.formulas import inverse_gram
 
 __all__ = ["curve_fit"]
+
+KNOWN = {*inspect.signature(least_squares).parameters, "sigma", "absolute_sigma", "full_output"}
+"""What may be said by name."""
 
 
 def curve_fit(
@@ -52,8 +56,8 @@ def curve_fit(
       and, without ``absolute_sigma``, where m ≤ n.
 
     Raises:
-      ValueError: data that are not finite; ``sigma`` without ``absolute_sigma``, not positive, or
-        of another shape.
+      ValueError: a model of another shape than ``ydata``; data that are not finite; ``sigma``
+        without ``absolute_sigma``, not positive, or of another shape.
       TypeError: see :func:`jaxqn.least_squares`.
 
     Cost: that of the fit, and a Jacobian with its singular values.
@@ -69,6 +73,7 @@ def curve_fit(
       Bates & Watts, Nonlinear Regression Analysis, 1988, section 2.2.
     """
     check_hashable(model, "model")
+    check_keywords("curve_fit", options, KNOWN - {"residuals", "x0", "args"})
     if sigma is not None and absolute_sigma is None:
         raise ValueError(
             "say absolute_sigma=True if sigma are the true standard deviations, or False if only "
@@ -99,7 +104,9 @@ def _residuals_of(model: Callable[..., Any]) -> Callable[..., Array]:
     """The residuals of a model, the same function for the same model."""
 
     def residuals(p: Array, xdata: Any, ydata: Array, whitening: Array | None) -> Array:
-        r = (jnp.asarray(model(xdata, *p)) - ydata).ravel()
+        predicted = jnp.asarray(model(xdata, *p))
+        _check_alike(predicted, ydata)
+        r = (predicted - ydata).ravel()
         if whitening is None:
             return r
         if whitening.ndim == 1:
@@ -107,6 +114,19 @@ def _residuals_of(model: Callable[..., Any]) -> Callable[..., Array]:
         return jax.scipy.linalg.solve_triangular(whitening, r, lower=True)
 
     return residuals
+
+
+def _check_alike(predicted: Array, ydata: Array) -> None:
+    """Raise unless the model's values are like the data; fewer axes and axes of size 1 stretch."""
+    try:
+        common = np.broadcast_shapes(predicted.shape, ydata.shape)
+    except ValueError:
+        common = None
+    if common != ydata.shape:
+        raise ValueError(
+            f"model(xdata, *p) must have the shape {ydata.shape} of ydata, but it has "
+            f"{predicted.shape}: reshape one of them, for instance by .ravel()"
+        )
 
 
 def _whitening(sigma: Any, ydata: Array) -> Array | None:

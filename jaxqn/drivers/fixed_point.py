@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxqn._typing import ArrayTree
-from jaxqn.checks import check_hashable
+from jaxqn.checks import answered, check_hashable
 from jaxqn.drivers.root import solve
 from jaxqn.drivers.root_result import RootResult
 from jaxqn.loop import LoopState, RootOptions, root_problem
@@ -16,6 +16,7 @@ from jaxqn.loop import LoopState, RootOptions, root_problem
 __all__ = ["fixed_point"]
 
 
+@answered
 def fixed_point(
     fun: Callable[..., Any],
     x0: ArrayTree,

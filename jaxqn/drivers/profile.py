@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxqn._typing import Array, ArrayTree, Objective
 from jaxqn.checks import (
+    answered,
     check_args,
     check_bounds,
     check_hashable,
@@ -94,6 +95,7 @@ class Intervals(NamedTuple):
         return "; ".join(sides) or "all ends are found"
 
 
+@answered
 def profile_intervals(
     fun: Objective,
     result: Any,

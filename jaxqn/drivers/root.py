@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxqn._typing import Array, ArrayTree
-from jaxqn.checks import check_callback, check_x0
+from jaxqn.checks import answered, check_callback, check_x0
 from jaxqn.drivers.progress import observed
 from jaxqn.drivers.resume import check_state
 from jaxqn.drivers.root_result import RootResult, like_returned
@@ -31,6 +31,7 @@ from jaxqn.loop import (
 __all__ = ["root", "solve"]
 
 
+@answered
 def root(
     fun: Callable[..., Any],
     x0: ArrayTree,

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from jaxqn._typing import Array, ArrayTree, Objective
 from jaxqn.checks import (
+    answered,
     check_args,
     check_bounds,
     check_hashable,
@@ -36,6 +37,7 @@ SECOND_ORDER = 0.2
 """How much of an exact second derivative JᵀJ may leave out."""
 
 
+@answered
 def covariance(
     fun: Objective,
     x: ArrayTree,
@@ -56,7 +58,7 @@ def covariance(
 
     Args:
       fun: the objective that was minimised, ``fun(x, *args)``.
-      x: its minimum, or the result of the fit.
+      x: its minimum, or the result of the fit; of a batch, ``fits.x`` under ``vmap``.
       args: further arguments of ``fun``.
       kind: "hessian"; of sums of squares also "observed", the exact Hessian for JᵀJ, and
         "sandwich", (JᵀJ)⁻¹ (Σ rᵢ² JᵢᵀJᵢ) (JᵀJ)⁻¹ m/(m − n), for residuals that differ in size. A
@@ -123,6 +125,11 @@ def covariance(
 def minimum_of(fit: Any) -> ArrayTree:
     """The point of a result, ours or another library's, or the point that was given for it."""
     ours = isinstance(fit, MinimizeResult | LeastSquaresResult)
+    if ours and jnp.ndim(fit.status):
+        raise ValueError(
+            "the fit must be one, but this result is of a batch: for every fit of it write "
+            "jax.vmap(lambda x, y: jaxqn.covariance(fun, x, (y,)))(fits.x, ys)"
+        )
     return fit.x if ours or (jax.tree_util.all_leaves([fit]) and hasattr(fit, "x")) else fit
 
 

@@ -37,9 +37,9 @@ __all__ = ["limited_memory"]
 def limited_memory(form: CompactForm, m: int, history_dtype: Any = None) -> QuasiNewton:
     """The limited-memory approximation of a compact form; its arguments are ``lbfgs_memory``'s."""
     if isinstance(m, bool) or not hasattr(m, "__index__"):
-        raise TypeError(f"m must be a whole number of pairs, but it is {m!r}")
+        raise TypeError(f"the memory m must be a whole number of pairs, but it is {m!r}")
     if m < 1:
-        raise ValueError(f"m must be at least 1 pair, but it is {m}")
+        raise ValueError(f"the memory m must be at least 1 pair, but it is {m}")
     if history_dtype is not None and not jnp.issubdtype(history_dtype, jnp.floating):
         raise TypeError(
             "history_dtype must be a floating dtype such as jnp.bfloat16, but it is "

@@ -46,6 +46,22 @@ self-scaled BFGS and the self-scaled Broyden method of Al-Baali and Khalfan.
 ELSEWHERE = {"l-bfgs": "lbfgs", "l-bfgs-b": "lbfgs"}
 """SciPy's names for methods that are known here by another."""
 
+INSTEAD = {
+    "cg": "lbfgs",
+    "tnc": "lbfgs",
+    "newton-cg": "newton",
+    "trust-ncg": "newton",
+    "trust-exact": "newton",
+    "trust-krylov": "newton",
+    "dogleg": "newton",
+    "trf": "structured",
+    "dogbox": "structured",
+    "leastsq": "lm",
+    "levenberg-marquardt": "lm",
+    "gauss-newton": "lm",
+}
+"""Names of other libraries for methods that are not here, and the nearest that is."""
+
 IN_A_LINE: dict[str, QuasiNewton] = {
     "sr1": dense(sr1_rule, scale_init=0.5),
     "lsr1": lsr1_memory(),
@@ -62,6 +78,7 @@ def method_by_name(name: str, *, in_line: bool = False) -> QuasiNewton:
     word = ELSEWHERE.get(word, word)
     if word not in METHODS:
         known = ", ".join(sorted(METHODS))
-        hint = nearest(name, METHODS)
+        hint = f" (in its place take {INSTEAD[word]!r})" if word in INSTEAD else ""
+        hint = hint or nearest(name, METHODS)
         raise ValueError(f"unknown method {name!r}{hint}; the known ones are {known}")
     return IN_A_LINE.get(word, METHODS[word]) if in_line else METHODS[word]

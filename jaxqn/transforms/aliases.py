@@ -1,10 +1,13 @@
 """Whole optimisers for optax users: each is a chain of :mod:`jaxqn.transforms`."""
 
+from __future__ import annotations  # for a short signature in help(...)
+
 from typing import Any, Literal
 
 import optax
 
 from jaxqn._typing import Array
+from jaxqn.checks import answered
 from jaxqn.transforms.chain import LinesearchOption, chain
 from jaxqn.transforms.dense_methods import (
     scale_by_bfgs,
@@ -32,6 +35,7 @@ __all__ = [
 ]
 
 
+@answered
 def bfgs(
     learning_rate: optax.ScalarOrSchedule | None = None,
     *,
@@ -82,6 +86,7 @@ def bfgs(
     return chain(scale_by_bfgs(scale_init=scale_init), learning_rate, linesearch, has_aux)
 
 
+@answered
 def dfp(
     learning_rate: optax.ScalarOrSchedule | None = None,
     *,
@@ -100,6 +105,7 @@ def dfp(
     return chain(scale_by_dfp(scale_init=scale_init), learning_rate, linesearch, has_aux)
 
 
+@answered
 def sr1(
     learning_rate: optax.ScalarOrSchedule | None = None,
     *,
@@ -118,6 +124,7 @@ def sr1(
     return chain(scale_by_sr1(scale_init=scale_init), learning_rate, linesearch, has_aux)
 
 
+@answered
 def broyden(
     learning_rate: optax.ScalarOrSchedule | None = None,
     *,
@@ -135,9 +142,6 @@ def broyden(
       has_aux: as in :func:`bfgs`.
       scale_init: as in :func:`bfgs`.
 
-    Returns:
-      An ``optax.GradientTransformationExtraArgs``.
-
     Example:
       >>> import jax.numpy as jnp
       >>> optimizer, x = broyden(learning_rate=0.5, phi=0.25), jnp.array([3.0])
@@ -147,6 +151,7 @@ def broyden(
     return chain(scale_by_broyden(phi, scale_init=scale_init), learning_rate, linesearch, has_aux)
 
 
+@answered
 def osbfgs(
     learning_rate: optax.ScalarOrSchedule | None = None,
     *,
@@ -168,6 +173,7 @@ def osbfgs(
     return chain(scale_by_osbfgs(scale_init=scale_init), learning_rate, linesearch, has_aux)
 
 
+@answered
 def ssbfgs(
     learning_rate: optax.ScalarOrSchedule | None = None,
     *,
@@ -186,6 +192,7 @@ def ssbfgs(
     return chain(scale_by_ssbfgs(scale_init=scale_init), learning_rate, linesearch, has_aux)
 
 
+@answered
 def ssbroyden(
     learning_rate: optax.ScalarOrSchedule | None = None,
     *,
@@ -204,6 +211,7 @@ def ssbroyden(
     return chain(scale_by_ssbroyden(scale_init=scale_init), learning_rate, linesearch, has_aux)
 
 
+@answered
 def lbfgs(
     learning_rate: optax.ScalarOrSchedule | None = None,
     *,
@@ -221,9 +229,6 @@ def lbfgs(
       has_aux: as in :func:`bfgs`.
       history_dtype: dtype of the pairs in memory, for instance ``jnp.bfloat16``.
 
-    Returns:
-      An ``optax.GradientTransformationExtraArgs``.
-
     Example:
       >>> import jax.numpy as jnp
       >>> optimizer, x = lbfgs(learning_rate=0.5), jnp.array([3.0])
@@ -234,6 +239,7 @@ def lbfgs(
     return chain(scale_by, learning_rate, linesearch, has_aux)
 
 
+@answered
 def lsr1(
     learning_rate: optax.ScalarOrSchedule | None = None,
     *,
@@ -251,9 +257,6 @@ def lsr1(
       has_aux: as in :func:`bfgs`.
       history_dtype: as in :func:`lbfgs`.
 
-    Returns:
-      An ``optax.GradientTransformationExtraArgs``.
-
     Example:
       >>> import jax.numpy as jnp
       >>> optimizer, x = lsr1(learning_rate=0.5), jnp.array([3.0])
@@ -264,6 +267,7 @@ def lsr1(
     return chain(scale_by, learning_rate, linesearch, has_aux)
 
 
+@answered
 def newton(
     learning_rate: optax.ScalarOrSchedule | None = None,
     *,
@@ -282,9 +286,6 @@ def newton(
       rank: as in :func:`jaxqn.scale_by_newton`.
       floor: as in :func:`jaxqn.scale_by_newton`.
       mode: as in :func:`jaxqn.scale_by_newton`.
-
-    Returns:
-      An ``optax.GradientTransformationExtraArgs``.
 
     Example:
       >>> import jax.numpy as jnp

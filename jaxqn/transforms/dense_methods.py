@@ -4,6 +4,7 @@ import jax
 import optax
 
 from jaxqn._typing import Array
+from jaxqn.checks import answered_part
 from jaxqn.formulas import (
     bfgs_rule,
     broyden_rule,
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 
+@answered_part
 def scale_by_bfgs(*, scale_init: bool = True) -> optax.GradientTransformationExtraArgs:
     """:func:`jaxqn.scale_by_quasi_newton` with a dense H and :func:`jaxqn.bfgs_update`.
 
@@ -46,6 +48,7 @@ def scale_by_bfgs(*, scale_init: bool = True) -> optax.GradientTransformationExt
     return scale_by_quasi_newton(dense(bfgs_rule, scale_init=scale_init))
 
 
+@answered_part
 def scale_by_dfp(*, scale_init: bool = True) -> optax.GradientTransformationExtraArgs:
     """:func:`jaxqn.scale_by_quasi_newton` with a dense H and :func:`jaxqn.dfp_update`.
 
@@ -62,6 +65,7 @@ def scale_by_dfp(*, scale_init: bool = True) -> optax.GradientTransformationExtr
     return scale_by_quasi_newton(dense(dfp_rule, scale_init=scale_init))
 
 
+@answered_part
 def scale_by_sr1(*, scale_init: bool = True) -> optax.GradientTransformationExtraArgs:
     """:func:`jaxqn.scale_by_quasi_newton` with a dense H and :func:`jaxqn.sr1_update`.
 
@@ -78,6 +82,7 @@ def scale_by_sr1(*, scale_init: bool = True) -> optax.GradientTransformationExtr
     return scale_by_quasi_newton(dense(sr1_rule, scale_init=0.5 * scale_init))
 
 
+@answered_part
 def scale_by_broyden(
     phi: Array | float = 0.5, *, scale_init: bool = True
 ) -> optax.GradientTransformationExtraArgs:
@@ -100,6 +105,7 @@ def scale_by_broyden(
     return scale_by_quasi_newton(dense(broyden_rule(float(phi)), scale_init=scale_init))
 
 
+@answered_part
 def scale_by_osbfgs(*, scale_init: bool = True) -> optax.GradientTransformationExtraArgs:
     """:func:`jaxqn.scale_by_quasi_newton` with a dense H and :func:`jaxqn.osbfgs_update`.
 
@@ -121,6 +127,7 @@ def scale_by_osbfgs(*, scale_init: bool = True) -> optax.GradientTransformationE
     return scale_by_quasi_newton(dense(osbfgs_rule, scale_init=scale_init))
 
 
+@answered_part
 def scale_by_ssbfgs(*, scale_init: bool = True) -> optax.GradientTransformationExtraArgs:
     """:func:`jaxqn.scale_by_quasi_newton` with a dense H and :func:`jaxqn.ssbfgs_update`.
 
@@ -139,6 +146,7 @@ def scale_by_ssbfgs(*, scale_init: bool = True) -> optax.GradientTransformationE
     return scale_by_quasi_newton(dense(ssbfgs_rule, scale_init=scale_init))
 
 
+@answered_part
 def scale_by_ssbroyden(*, scale_init: bool = True) -> optax.GradientTransformationExtraArgs:
     """:func:`jaxqn.scale_by_quasi_newton` with a dense H and :func:`jaxqn.ssbroyden_update`.
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxqn._typing import Array, ArrayTree
-from jaxqn.checks import check_count, check_number
+from jaxqn.checks import answered_part, check_count, check_number
 from jaxqn.formulas import (
     Side,
     kronecker_direction,
@@ -68,6 +68,7 @@ class KroneckerOptions(NamedTuple):
     max_side: int
 
 
+@answered_part
 def scale_by_kronecker(
     b1: float = 0.9,
     b2: float = 0.99,

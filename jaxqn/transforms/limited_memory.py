@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxqn._typing import Array, ArrayTree
-from jaxqn.checks import check_number
+from jaxqn.checks import answered_part, check_number
 from jaxqn.quasi_newton import lbfgs_memory, lsr1_memory
 from jaxqn.transforms.common import adam_diagonal, all_entries, at_least_float32, once
 from jaxqn.transforms.quasi_newton import (
@@ -25,6 +25,7 @@ __all__ = [
 ]
 
 
+@answered_part
 def scale_by_lbfgs(
     memory: int = 10, *, history_dtype: Any = None, hess_inv0: Any = None
 ) -> optax.GradientTransformationExtraArgs:
@@ -50,6 +51,7 @@ def scale_by_lbfgs(
     return scale_by_quasi_newton(qn, hess_inv0=hess_inv0)
 
 
+@answered_part
 def scale_by_lsr1(
     memory: int = 10, *, history_dtype: Any = None, hess_inv0: Any = None
 ) -> optax.GradientTransformationExtraArgs:
@@ -82,6 +84,7 @@ class ScaleByCorrectedAdamState(NamedTuple):
     pairs: ScaleByQuasiNewtonState
 
 
+@answered_part
 def scale_by_corrected_adam(
     b2: float = 0.999, eps: float = 1e-8, *, memory: int = 1
 ) -> optax.GradientTransformationExtraArgs:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxqn._typing import Array, ArrayTree
+from jaxqn.checks import answered
 from jaxqn.linesearch import (
     LineSearch,
     check_linesearch,
@@ -93,6 +94,7 @@ class SearchCarry(NamedTuple):
     failed: Array
 
 
+@answered
 def scale_by_linesearch(
     linesearch: LineSearch | None = None, *, bounds: Any = None, has_aux: bool = False
 ) -> optax.GradientTransformationExtraArgs:

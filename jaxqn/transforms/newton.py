@@ -10,7 +10,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from jaxqn._typing import Array
-from jaxqn.checks import check_number
+from jaxqn.checks import answered_part, check_number
 from jaxqn.linalg import dot
 from jaxqn.quasi_newton import spectrum_of
 from jaxqn.transforms.common import (
@@ -42,6 +42,7 @@ class ScaleByNewtonState(NamedTuple):
     dropped: Array
 
 
+@answered_part
 def scale_by_newton(
     *,
     rank: int | Literal["all"] = "all",

@@ -16,7 +16,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from jaxqn._typing import Array, ArrayTree
-from jaxqn.checks import check_initial
+from jaxqn.checks import answered_part, check_initial
 from jaxqn.linalg import vectors
 from jaxqn.loop import Box, Path, Point, bent, face_of, straight
 from jaxqn.quasi_newton import QuasiNewton, check_method, check_quasi_newton
@@ -52,6 +52,7 @@ class ScaleByQuasiNewtonState(NamedTuple):
     approx: Any
 
 
+@answered_part
 def scale_by_quasi_newton(
     qn: QuasiNewton, *, hess_inv0: Any = None, bounds: Any = None
 ) -> optax.GradientTransformationExtraArgs:

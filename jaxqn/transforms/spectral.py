@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxqn._typing import Array, ArrayTree
-from jaxqn.checks import check_count, check_number
+from jaxqn.checks import answered_part, check_count, check_number
 from jaxqn.linalg import Eigenpairs, hessian_eigenpairs, stacks, vectors
 from jaxqn.transforms.common import (
     BoundObjective,
@@ -55,6 +55,7 @@ class SpectralOptions(NamedTuple):
     max_products: int
 
 
+@answered_part
 def scale_by_spectral_correction(
     rank: int = 2,
     *,

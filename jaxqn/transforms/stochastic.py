@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxqn._typing import ArrayTree
-from jaxqn.checks import check_count, check_initial, check_number
+from jaxqn.checks import answered_part, check_count, check_initial, check_number
 from jaxqn.linalg.vectors import tree_dtype
 from jaxqn.quasi_newton import lbfgs_memory
 from jaxqn.transforms.common import BoundObjective, check_unmasked, float_dtypes, once, split_data
@@ -24,6 +24,7 @@ from jaxqn.transforms.stochastic_step import (
 __all__ = ["ScaleByStochasticLBFGSState", "scale_by_stochastic_lbfgs"]
 
 
+@answered_part
 def scale_by_stochastic_lbfgs(
     b1: float = 0.9,
     b2: float = 0.999,

@@ -157,3 +157,21 @@ def test_bad_input(error, words, options):
     call = {"absolute_sigma": True, **call} if words.startswith(("sigma", "sh", "sy")) else call
     with pytest.raises(error, match=words):
         curve_fit(**call)
+
+
+def test_a_model_of_another_shape():
+    """A column less a row is a matrix, whose fit is one of nothing that was measured."""
+    column = TIMES[:, None]
+    for t, y in ((column, Y), (TIMES, Y[:, None]), (TIMES[:-1], Y)):
+        with pytest.raises(
+            ValueError, match=r"model\(xdata, \*p\) must have the shape .* of ydata"
+        ):
+            curve_fit(curve, t, y, START)
+    popt, _ = curve_fit(curve, column, Y[:, None], START)
+    np.testing.assert_allclose(popt, curve_fit(curve, TIMES, Y, START)[0], rtol=1e-6)
+
+
+def test_a_model_that_is_one_number():
+    popt, pcov = curve_fit(lambda _, level: level, TIMES, Y, [0.0])
+    np.testing.assert_allclose(popt, [Y.mean()], rtol=1e-9)
+    np.testing.assert_allclose(pcov, [[Y.var(ddof=1) / Y.size]], rtol=1e-6)

@@ -444,3 +444,11 @@ def test_every_code_has_its_words():
     assert len(jaxqn.REASONS) == 9
     assert found.reason == jaxqn.REASONS[int(found.code)]
     assert isinstance(found.transform(lambda x: x), jaxqn.Transformed)
+
+
+def test_the_result_of_a_batch_is_referred_to_vmap():
+    starts = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), X0)
+    batch = jaxqn.minimize_batch(DECAY, starts, DATA, in_axes=(0, None, None))
+    for door in (covariance, jaxqn.profile_intervals):
+        with pytest.raises(ValueError, match=r"of a batch.*jax.vmap\(lambda x, y"):
+            door(DECAY, batch, DATA, noise=1.0)

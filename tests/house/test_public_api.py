@@ -166,6 +166,51 @@ def test_a_slip_of_the_pen_is_answered():
         jaxqn.minimize(sum_of_squares, jax.numpy.ones(2), method="bgfs")
 
 
+@pytest.mark.parametrize(
+    ("door", "word", "answer"),
+    [
+        ("bfgs", "lr", "learning_rate="),
+        ("ssbroyden", "step_size", "learning_rate="),
+        ("lbfgs", "memory_size", "memory="),
+        ("bfgs", "line_search", "linesearch="),
+        ("scale_by_bfgs", "lr", r"optax.scale_by_learning_rate\(0.1\)"),
+        ("scale_by_kronecker", "learning_rate", r"optax.scale_by_learning_rate\(0.1\)"),
+        ("scale_by_lbfgs", "history_size", "memory="),
+        ("scale_by_linesearch", "momentum", "it takes bounds"),
+    ],
+)
+def test_transformations_answer_words_of_other_libraries(door, word, answer):
+    with pytest.raises(TypeError, match=rf"{door} has no argument '{word}'.*{answer}"):
+        getattr(jaxqn, door)(**{word: 1})
+
+
+@pytest.mark.parametrize("word", ["progress", "callback", "history", "state"])
+def test_a_batch_says_who_has_what_it_lacks(word):
+    with pytest.raises(TypeError, match=rf"minimize_batch has no argument '{word}': minimize and"):
+        jaxqn.minimize_batch(sum_of_squares, jax.numpy.ones((3, 2)), **{word: 1})
+
+
+def test_what_goes_by_name_only():
+    with pytest.raises(TypeError, match=r"minimize takes fun, x0, args by position .* given 4"):
+        jaxqn.minimize(sum_of_squares, jax.numpy.ones(2), (), "bfgs")
+    with pytest.raises(TypeError, match="scale_by_bfgs takes nothing by position"):
+        jaxqn.scale_by_bfgs(0.1)
+
+
+def test_curve_fit_answers_by_its_own_name():
+    data = jax.numpy.ones(3)
+    with pytest.raises(TypeError, match="curve_fit has no argument 'maxfev': it is maxfun="):
+        jaxqn.curve_fit(lambda x, a: a * x, data, data, [1.0], maxfev=5)
+    with pytest.raises(TypeError, match="curve_fit has no argument 'x0'"):
+        jaxqn.curve_fit(lambda x, a: a * x, data, data, [1.0], x0=[1.0])
+
+
+@pytest.mark.parametrize(("name", "near"), [("trf", "structured"), ("CG", "lbfgs")])
+def test_methods_of_other_libraries_are_answered_with_the_nearest(name, near):
+    with pytest.raises(ValueError, match=rf"'{name}' \(in its place take '{near}'\)"):
+        jaxqn.minimize(sum_of_squares, jax.numpy.ones(2), method=name)
+
+
 def test_public_modules():
     """Prose and users name these."""
     assert jaxqn.rules.bfgs_rule is jaxqn.formulas.bfgs_rule

@@ -268,11 +268,34 @@ def test_a_batch_says_what_its_singles_say(dtype):
         (lambda x, n: jnp.sum(x) + jnp.zeros(n)[0], (3,), {}, "functools.partial"),
         (lambda x: float(jnp.sum(x)), (), {}, "needs the value"),
         (lambda x: np.linalg.norm(x), (), {}, "jax.numpy"),
+        (lambda x, n: jnp.sum(x[:n]), (1,), {}, "a slice"),
+        (lambda x: jnp.sum(x[x > 0]), (), {}, "jnp.where"),
+        (lambda x, n: {1: jnp.sum(x)}[n], (1,), {}, "functools.partial"),
+        (lambda x, a: jnp.sum(a * x), ([1.0, 2.0],), {}, r"'list'.*pytree.*jnp.array\("),
         (lambda x: (jnp.sum(x), {"name": "a"}), (), {"has_aux": True}, r"aux\['name'\]"),
         (lambda x: jnp.sum(x), (), {"has_aux": True}, r"\(value, aux\), but it returned one"),
     ],
-    ids=["if", "shape", "float", "numpy", "string in aux", "no aux"],
+    ids=[
+        *("if", "shape", "float", "numpy", "slice", "mask", "key", "list"),
+        *("string in aux", "no aux"),
+    ],
 )
 def test_what_cannot_be_traced_is_said_in_a_sentence(fun, args, options, words):
     with pytest.raises(TypeError, match=words):
         jaxqn.minimize(fun, jnp.ones(2), args, **options)
+
+
+@pytest.mark.parametrize(
+    ("fun", "args", "error"),
+    [
+        (lambda x, a: jnp.sum(a(x)), (2.0,), "is not callable"),
+        (lambda x: jnp.sum(x) + jnp.zeros(2)[0, 0], (), "[Tt]oo many ind"),
+        (lambda x: jnp.sum(x) * [1.0], (), "'list'|sequence"),
+    ],
+    ids=["called", "indices", "its own list"],
+)
+def test_other_errors_of_fun_are_left_alone(fun, args, error):
+    with pytest.raises((TypeError, IndexError), match=error) as caught:
+        jaxqn.minimize(fun, jnp.ones(2), args)
+    assert "functools.partial" not in str(caught.value)
+    assert "pytree" not in str(caught.value)
