@@ -189,6 +189,7 @@ def run_all(names, problems, verbose=False):
     runs = {name: {} for name in names}
     known = solvers()
     for system, fun, x0 in problems:
+        jax.clear_caches()  # a process has room for so many programs only
         for name in names:
             started = time.perf_counter()
             try:
