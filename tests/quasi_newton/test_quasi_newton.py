@@ -1,6 +1,7 @@
 """Dense approximations against NumPy's recursion: fused or not, deferred or not, batched or not."""
 
 import functools
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -354,7 +355,7 @@ TRANSFORMATIONS = {
     name: make
     for name in jaxqn.__all__
     if callable(make := getattr(jaxqn, name))
-    and make.__annotations__.get("return") is optax.GradientTransformationExtraArgs
+    and typing.get_type_hints(make).get("return") is optax.GradientTransformationExtraArgs
 }
 
 
