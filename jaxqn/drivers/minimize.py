@@ -72,6 +72,8 @@ def minimize(
     Iterates x₊ = x − alpha H g, where H is corrected by the pairs s = x₊ − x, y = g₊ − g so that
     H y = s, and alpha comes from a line search. Called eagerly it compiles once per objective,
     shapes, method and search; new numbers (``x0``, ``args``, tolerances, budgets) compile nothing.
+    An eager call of a small problem is compiled with quicker options than one under ``jit``: last
+    digits may differ.
     It may be called under ``jit`` and ``vmap``, and be differentiated: by ``args``, by bounds that
     hold and by all that ``fun`` closes over, in either mode and to any order. The derivatives are
     those of the solution, by the implicit function theorem; no memory grows with iterations.

@@ -23,13 +23,14 @@ class Corrected(NamedTuple):
       approx: its state.
       Hg: its product with the gradient.
       downhill: from second derivatives, v with vᵀB v = −1, or 0.
-      diagonal: from second derivatives, the magnitudes of their diagonal.
+      roots: from second derivatives, the roots of the magnitudes of their diagonal, as
+        :class:`jaxqn.loop.state.Scales` keeps them.
     """
 
     approx: Any
     Hg: ArrayTree
     downhill: ArrayTree | None
-    diagonal: ArrayTree | None
+    roots: ArrayTree | None
 
 
 def correct(
@@ -57,12 +58,16 @@ def correct(
         B = jax.tree.map(lambda B: B / outcome.g_scale, second(new.x))
         B = B if face is None else _on_face(B, face.free)
         approx, v = renew(state.approx, s, y, B)
-        return Corrected(approx, qn.apply(approx, g), v, jnp.abs(jnp.diag(B)))
+        return Corrected(approx, qn.apply(approx, g), v, _roots(B))
 
     # Unbatched, a refused trial costs no Hessian; under vmap every trial does.
     none = jax.tree.map(jnp.zeros_like, new.x)
     same = Corrected(state.approx, Hg, none, state.scales.curvature)
     return jax.lax.cond(moved, renewed, lambda: same)
+
+
+def _roots(B: Array) -> Array:
+    return jnp.sqrt(jnp.abs(jnp.diag(B)))
 
 
 def _on_face(B: Array, free: Array) -> Array:
@@ -108,7 +113,7 @@ def leave_saddle(
 def taught(
     state: LoopState, outcome: Outcome, s: ArrayTree, y: ArrayTree, run: Run, second: Any
 ) -> tuple[Any, Any]:
-    """The model taught a pair, or made anew from second derivatives; the size of their diagonal."""
+    """The model taught a pair, or made anew from second derivatives; the roots of the diagonal."""
     renew, new = run.method.qn.renew, outcome.point
     if renew is None:
         model = run.method.qn.model
@@ -117,10 +122,10 @@ def taught(
 
     def renewed() -> tuple[Any, Array]:
         B = second(new.x) / outcome.g_scale
-        return renew(state.approx, s, y, B)[0], jnp.abs(jnp.diag(B))
+        return renew(state.approx, s, y, B)[0], _roots(B)
 
     # Unbatched, a refused trial costs no Hessian; under vmap every trial does.
-    same = state.approx, state.scales.curvature**2
+    same = state.approx, state.scales.curvature
     return jax.lax.cond(outcome.judged.moved, renewed, lambda: same)
 
 

@@ -126,7 +126,7 @@ def assess_model(
     state: LoopState,
     outcome: Outcome,
     squares: Any,
-    diagonal: ArrayTree | None,
+    roots: ArrayTree | None,
     now: Measures,
     run: Run,
 ) -> tuple[ArrayTree, Measures, Prospects]:
@@ -136,7 +136,7 @@ def assess_model(
       state: before the trip.
       outcome: the trial and the next point.
       squares: gives gᵀH g, gᵀg, and the squares of H g, of the step and of x.
-      diagonal: that of the Hessian, if the method has it.
+      roots: those of the diagonal of the Hessian, if the method has it.
       now: measures of the next point so far.
       run: what the phases of the trip share.
 
@@ -148,7 +148,7 @@ def assess_model(
     decrease = state.point.f - new.f
     worthwhile = near_an_end(state, run)
     curvature, extent = outcome.slopes.learned
-    curvature = curvature if diagonal is None else jax.tree.map(jnp.sqrt, diagonal)
+    curvature = curvature if roots is None else roots
     seeks = worthwhile | run.first
     nothing = jnp.zeros((3,), gHg.dtype)
     sizes = run.compute_if(seeks, lambda: jnp.stack(squares()[2:]), nothing)

@@ -145,7 +145,7 @@ def _replan(
     s = jax.tree.map(jnp.subtract, new.x, state.point.x)
     y = jax.tree.map(jnp.subtract, new.g, state.point.g)
     g_norm, jac_norm = _gradient_norms(outcome, run)
-    approx, Hg, downhill, diagonal = correct(state, outcome, s, y, run, second)
+    approx, Hg, downhill, roots = correct(state, outcome, s, y, run, second)
     d = path.aim(new, Hg)
     now = run.now._replace(g_scale=g_scale, g_norm=g_norm, jac_norm=jac_norm)
 
@@ -153,7 +153,7 @@ def _replan(
         g = path.gradient(new)
         return vectors.products((d, g), (g, g), (d, d), (s, s), (new.x, new.x))
 
-    curvature, now, prospects = assess_model(state, outcome, squares, diagonal, now, run)
+    curvature, now, prospects = assess_model(state, outcome, squares, roots, now, run)
     if downhill is not None:
         d, now, prospects = leave_saddle(new, d, downhill, now, prospects, judged)
         Hg = d

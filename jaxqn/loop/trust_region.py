@@ -205,7 +205,7 @@ def _replan(
         return jnp.where(outcome.slopes.teaches, new - old, 0)
 
     s, y = jax.tree.map(change, trial.x, point.x), jax.tree.map(change, trial.g, point.g)
-    approx, diagonal = taught(state, outcome, s, y, run, second)
+    approx, roots = taught(state, outcome, s, y, run, second)
     trust, now = Trust(*outcome.search.scalars), _measured(outcome, run)
     fresh, gradient = _fresh(radius, new, now)
     trust = where(run.first, fresh, trust)
@@ -213,7 +213,7 @@ def _replan(
     # What the new model promises of the point, whether or not the trial has moved there.
     now = now._replace(gHg=2 * descent.promised)
     run = run._replace(now=run.now._replace(gHg=now.gHg))
-    if diagonal is not None:
+    if roots is not None:
         leaves = bends_down(new, descent, now, judged.moved, run)
         now = now._replace(jac_norm=jnp.where(leaves, jnp.inf, now.jac_norm))
 
@@ -222,7 +222,7 @@ def _replan(
         gg, pp, ss, xx = vectors.products((new.g, new.g), (p, p), (s, s), (new.x, new.x))
         return [now.gHg, gg, pp, ss, xx]
 
-    curvature, now, prospects = assess_model(state, outcome, squares, diagonal, now, run)
+    curvature, now, prospects = assess_model(state, outcome, squares, roots, now, run)
     known = descent.is_minimum | judged.failed
     prospects = prospects._replace(
         settled=(prospects.settled & known) | (now.jac_norm <= run.tol.gtol),

@@ -149,6 +149,28 @@ def test_it_continues_exactly():
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("method", ["newton", jaxqn.newton_trust_region()], ids=["line", "region"])
+def test_a_refused_trial_changes_no_curvature(method):
+    """No Hessian is made there: the roots of the diagonal of the last one stay."""
+
+    def banana(x):
+        return 100 * (x[1] - x[0] ** 2) ** 2 + (1 - x[0]) ** 2
+
+    refused, result = 0, minimize(banana, np.array([-1.2, 1.0]), method=method, maxfun=1)
+    while result.status == Status.MAX_FUN:
+        before = result
+        again = dict(state=before.state, maxfun=before.nfev + 1)
+        result = minimize(banana, before.x, method=method, **again)
+        roots, old = (r.state.scales.curvature * r.state.g_scale**0.5 for r in (result, before))
+        if result.nit == before.nit:
+            refused += 1
+            np.testing.assert_allclose(roots, old, rtol=1e-12)
+        else:
+            expected = np.sqrt(np.abs(np.diag(jax.hessian(banana)(result.x))))
+            np.testing.assert_allclose(roots, expected, rtol=1e-6)
+    assert refused > 0
+
+
 def test_an_initial_inverse_is_for_quasi_newton_methods():
     with pytest.raises(ValueError, match="hess_inv0 starts a quasi-Newton method"):
         newton(saddle, jnp.ones(2), hess_inv0=np.eye(2))
